@@ -1,0 +1,46 @@
+# Everything is run through these verbs; continuous integration calls the same ones.
+# `PYTHON=python3.12 make test` chooses another interpreter for the environment.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help study test check bench docs readme format clean
+
+help: ## show the verbs
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+# The environment is made anew only when what it is made from has changed.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all]'
+	@touch $@
+
+study: $(READY) ## train with and without batch normalization on real data, and report
+	$(BIN)/batchnorm study
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest -n 2
+
+check: $(READY) ## check format, lint, types and the documentation
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: $(READY) ## time the layer beside torch.nn and write benchmarks/results
+	$(BIN)/python -m benchmarks.batch_norm
+
+docs: $(READY) ## serve the documentation at http://127.0.0.1:8000
+	$(BIN)/mkdocs serve
+
+readme: study ## write the tables and pictures of the last study into README.md and docs/
+	$(BIN)/python docs/generate.py
+
+format: $(READY) ## format the sources
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove what the verbs made, but no study results
+	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,24 @@
+"""Batch normalization for PyTorch: the layer, the life of its statistics, the evidence.
+
+import batchnorm as bn
+
+layer = bn.BatchNorm2d(64, activation="relu")  # takes the place of torch.nn.BatchNorm2d + ReLU
+"""
+
+from batchnorm.functional import batch_norm
+from batchnorm.kernels import backend, backends
+from batchnorm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
+from batchnorm.moments import Moments
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BatchNorm",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "Moments",
+    "backend",
+    "backends",
+    "batch_norm",
+]

@@ -1,0 +1,279 @@
+"""Batch normalization as a function: the checks, the autograd seam, the running update."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from batchnorm import kernels
+from batchnorm.functional.checks import OnSmallBatch, check_batch, check_on_small_batch
+from batchnorm.kernels import DIFFERENTIABLE, Activation, Backend, Form, Given
+from batchnorm.moments import Moments, divide, statistics_dtype
+
+ActivationLike = str | tuple[str, float] | Activation | None
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    activation: ActivationLike = None,
+    correction: float = 0,
+    channel_dim: int = 1,
+    on_small_batch: OnSmallBatch = "error",
+    num_batches_tracked: Tensor | None = None,
+) -> Tensor:
+    """Normalize every channel of a batch: `torch.nn.functional.batch_norm`, and more.
+
+        y = activation(weight * (x - mean) / sqrt(var + eps) + bias + residual)
+
+    In training, mean and var are the batch's own and the running ones follow them; otherwise the
+    running ones normalize. A batch that is empty or not finite, and a recomputation under
+    `torch.utils.checkpoint`, leave the running statistics as they are.
+
+    Args:
+        input: The batch x, real floating point, of any rank, with C channels along `channel_dim`.
+        running_mean: The running mean, (C,), updated in place in training; or None.
+        running_var: The running variance, (C,), likewise.
+        weight: gamma, (C,); 1 if None.
+        bias: beta, (C,); 0 if None.
+        training: Whether the batch's own moments normalize it and are tracked.
+        momentum: How much a batch counts in the running statistics:
+            running = (1 - momentum) * running + momentum * batch. None, which needs
+            `num_batches_tracked`, makes them the plain average over all batches.
+        eps: Added to the variance, in its unit; positive in training.
+        residual: Added before the activation; the shape of `input`.
+        mask: The positions that are there: boolean, or weights >= 0 (a weight of 2 counts a
+            position twice); any shape that broadcasts over the positions, which are all dimensions
+            of `input` but the channels'. Only the moments are masked: every position is
+            normalized. Where the weight is 0, values that are not finite are read as 0.
+        activation: `"relu"`, `"leaky_relu"`, `"elu"`, `"silu"`, `"gelu"`, `"sigmoid"`, `"tanh"`, or
+            a pair with the slope or alpha, as `("leaky_relu", 0.2)`.
+        correction: The variance that normalizes is divided by m - correction.
+        channel_dim: The channels' dimension.
+        on_small_batch: What to do in training with one value per channel, whose variance is
+            unknown: `"error"`; normalize by the `"running"` statistics; or `"skip"` the batch: xhat
+            is 0, so y = activation(bias + residual). The last two update nothing.
+        num_batches_tracked: Counted up, in place, by every batch that updated the statistics.
+
+    Returns:
+        y, in the shape, the type and the memory format of `input`.
+
+    Raises:
+        ValueError: An argument has a value or a shape that cannot be, or the batch has one value
+            per channel in training.
+        RuntimeError: A per-channel tensor has the wrong size; running statistics are missing in
+            inference; or a backend was forced that cannot serve the call.
+        TypeError: `input` is complex or of an integer type.
+
+    Example:
+        >>> import batchnorm as bn, torch
+        >>> x = torch.tensor([[3.0], [5], [8], [9], [11], [24]])
+        >>> bn.batch_norm(x, training=True).ravel()
+        tensor([-1.0321, -0.7372, -0.2949, -0.1474,  0.1474,  2.0642])
+
+    Source:
+        Ioffe & Szegedy, Batch Normalization, 2015, algorithms 1 and 2 (arXiv:1502.03167).
+    """
+    check_on_small_batch(on_small_batch)
+    form = Form(channel_dim, eps, correction, Activation.parse(activation))
+    values, mask = check_batch(
+        input, running_mean, running_var, weight, bias, residual, mask, training, form
+    )
+    running = None if running_mean is None or running_var is None else (running_mean, running_var)
+    track = training and running is not None
+    if training and values == 1:
+        if on_small_batch == "error":
+            raise ValueError(
+                "Expected more than 1 value per channel when training, got input size "
+                f"{input.shape}: the variance of one value is unknown. Leave out the last, smaller "
+                'batch (drop_last=True), or choose on_small_batch="running" or "skip"'
+            )
+        track = False
+        training = on_small_batch == "skip"
+        mask = input.new_zeros([1] * input.ndim) if training else mask
+    if not training and running is None:
+        raise RuntimeError(
+            "running_mean must be defined in evaluation mode, and running_var too: pass them, or "
+            "training=True to normalize by the batch's own moments"
+        )
+    y, moments = normalize(
+        input,
+        weight,
+        bias,
+        running=None if training else running,
+        residual=residual,
+        mask=mask,
+        form=form,
+    )
+    if track and running is not None and moments is not None and not _is_recomputation():
+        update_running(*running, moments, momentum, num_batches_tracked)
+    return y
+
+
+def normalize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    running: tuple[Tensor, Tensor] | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    form: Form,
+) -> tuple[Tensor, Moments | None]:
+    """Return y, and the batch's moments where those normalized it.
+
+    Args:
+        x: The batch, checked.
+        weight: gamma, (C,), or None.
+        bias: beta, (C,), or None.
+        running: (mean, var) to normalize by, or None for the batch's own.
+        residual: Added before the activation, or None.
+        mask: The weights of the positions, of the rank of `x`, or None.
+        form: Everything else.
+    """
+    plain = _is_traced_or_transformed()
+    backend = DIFFERENTIABLE if plain else kernels.choose(x, form)
+    moments, count = None, None
+    if running is None:
+        with torch.set_grad_enabled(plain and torch.is_grad_enabled()):
+            moments = backend.collect(x, mask, form)
+            mean, inverse_std = moments.mean, moments.inverse_std(form.eps, form.correction)
+        count = moments.count
+    else:
+        mean, inverse_std = _fixed(running, x, form)
+    given = Given(x, mean, inverse_std, weight, bias, residual, mask, form)
+    if plain or not torch.is_grad_enabled():
+        y = backend.normalize(given)
+    else:
+        y = _BatchNorm.apply(backend, count, *given)  # type: ignore[no-untyped-call]
+    return y, moments
+
+
+def update_running(
+    running_mean: Tensor,
+    running_var: Tensor,
+    moments: Moments,
+    momentum: float | None,
+    num_batches_tracked: Tensor | None = None,
+) -> None:
+    """Move the running statistics towards a batch's moments, in place.
+
+        running = (1 - momentum) * running + momentum * batch,     var by m / (m - 1)
+
+    Moments of fewer than two values, or that are not finite, change nothing. No value is read back
+    from the device.
+
+    Args:
+        running_mean: (C,), updated.
+        running_var: (C,), updated; takes the unbiased variance.
+        moments: Of the batch.
+        momentum: How much the batch counts; None for the plain average over all batches.
+        num_batches_tracked: The number of updates, a scalar, updated.
+
+    Raises:
+        ValueError: `momentum` is None and there is no `num_batches_tracked`.
+    """
+    if not isinstance(moments.count, Tensor) and moments.count <= 1:
+        return
+    with torch.no_grad():
+        mean, var = moments.mean, moments.var(correction=1)
+        good = (mean + var).sum().isfinite() & (moments.count > 1)
+        if num_batches_tracked is not None:
+            num_batches_tracked.add_(good)
+        if momentum is not None:
+            rate: Tensor | float = momentum
+        elif num_batches_tracked is not None:
+            rate = 1 / num_batches_tracked.to(mean.dtype)
+        else:
+            raise ValueError("momentum=None averages over all batches: pass num_batches_tracked")
+        for running, batch in ((running_mean, mean), (running_var, var)):
+            running.add_(torch.where(good, batch - running, 0) * rate)
+
+
+class _BatchNorm(torch.autograd.Function):
+    """The four steps as one node of the graph, which keeps x and two numbers a channel.
+
+    `count` is the number of values behind the moments, or None if they do not depend on x. Nothing
+    that is kept is a buffer, so that a later forward may update those.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, backend: Backend, count: Tensor | float | None, *fields: *tuple[Any, ...]
+    ) -> Tensor:
+        given = Given._make(fields)
+        ctx.backend, ctx.form = backend, given.form
+        kept = given if given.form.activation else given._replace(residual=None)  # z's alone
+        ctx.count = None if isinstance(count, Tensor) else count
+        ctx.save_for_backward(count if isinstance(count, Tensor) else None, *kept[:-1])
+        return backend.normalize(given)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        count, *tensors = ctx.saved_tensors
+        count = ctx.count if count is None else count
+        backend, form = ctx.backend, ctx.form
+        given = Given._make([*tensors, form])
+        if torch.is_grad_enabled():  # a gradient of this gradient is wanted: all depends on x
+            backend = DIFFERENTIABLE
+            if count is not None:
+                moments = backend.collect(given.x, given.mask, form)
+                inverse_std = moments.inverse_std(form.eps, form.correction)
+                given = given._replace(mean=moments.mean, inverse_std=inverse_std)
+        needs = Given._make(ctx.needs_input_grad[2:])
+        dweight = dbias = dx = dresidual = through = None
+        if needs.weight or needs.bias or (needs.x and count is not None):
+            dbias, dweight = backend.reduce_grad(dy, given)
+            if count is not None:
+                through = divide(dbias, count), divide(dweight, count - form.correction)
+        if needs.x or needs.residual:
+            dx, dresidual = backend.apply_grad(dy, given, through)
+        return (
+            None,
+            None,
+            dx if needs.x else None,
+            None,
+            None,
+            dweight if needs.weight else None,  # autograd gives each the type of its input
+            dbias if needs.bias else None,
+            dresidual if needs.residual else None,
+            None,
+            None,
+        )
+
+
+def _fixed(running: tuple[Tensor, Tensor], x: Tensor, form: Form) -> tuple[Tensor, Tensor]:
+    """Return the running mean and 1 / sqrt(var + eps) as fresh tensors, safe to keep."""
+    kept = statistics_dtype(x.device)
+    mean = running[0].detach().to(kept, copy=True)
+    return mean, (running[1].detach().to(kept) + form.eps).rsqrt()
+
+
+def _is_traced_or_transformed() -> bool:
+    """Return whether something looks into the call: a compiler, `torch.func`, forward mode.
+
+    It is then shown plain differentiable operations, and not one closed node.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    )
+
+
+def _is_recomputation() -> bool:
+    """Return whether this forward runs inside a backward pass: a checkpoint is being recomputed."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

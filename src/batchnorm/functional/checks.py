@@ -1,0 +1,97 @@
+"""The checks of a call's arguments, with the messages of `torch.nn` where it has one."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from batchnorm.kernels import Form
+
+
+OnSmallBatch = Literal["error", "running", "skip"]
+
+
+def check_on_small_batch(choice: OnSmallBatch) -> None:
+    """Raise ValueError unless it is one of the three."""
+    if choice not in get_args(OnSmallBatch):
+        raise ValueError(f"on_small_batch is {choice!r}: expected 'error', 'running' or 'skip'")
+
+
+def check_batch(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    training: bool,
+    form: Form,
+) -> tuple[int, Tensor | None]:
+    """Return the number of values per channel, and the mask as weights in the rank of `x`.
+
+    Raises:
+        TypeError: `x` is not of a real floating-point type.
+        ValueError: A shape or a setting cannot be.
+        RuntimeError: A per-channel tensor has the wrong size.
+    """
+    if not x.is_floating_point():
+        raise TypeError(
+            f"batch_norm takes a real floating-point input, but got {x.dtype}: "
+            + ("normalize x.real and x.imag apart" if x.is_complex() else "convert it, x.float()")
+        )
+    if not -x.ndim <= form.channel_dim < x.ndim:
+        raise ValueError(
+            f"channel_dim is {form.channel_dim}, but the input has {x.ndim} dimensions, of size "
+            f"{tuple(x.shape)}"
+        )
+    if training and form.eps <= 0:
+        raise ValueError(f"batch_norm eps must be positive during training, but got {form.eps}")
+    if form.eps < 0:
+        raise ValueError(f"batch_norm eps must be non-negative, but got {form.eps}")
+    channels = x.shape[form.channel_dim]
+    per_channel = {
+        "running_mean": running_mean,
+        "running_var": running_var,
+        "weight": weight,
+        "bias": bias,
+    }
+    for name, values in per_channel.items():
+        if values is not None and values.numel() != channels:
+            raise RuntimeError(
+                f"{name} should contain {channels} elements not {values.numel()}: the input, of "
+                f"size {tuple(x.shape)}, has {channels} channels in dimension {form.channel_dim}"
+            )
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(
+            f"residual is of size {tuple(residual.shape)}: expected that of the input, "
+            f"{tuple(x.shape)}"
+        )
+    positions = list(x.shape)
+    del positions[form.channel_dim]
+    return math.prod(positions), None if mask is None else _weights(mask, x, positions, form)
+
+
+def _weights(mask: Tensor, x: Tensor, positions: list[int], form: Form) -> Tensor:
+    """Return a mask over the positions as weights of the rank of `x`, of size 1 along channels."""
+    dim = form.channel_dim % x.ndim
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    fits = mask.ndim < x.ndim and all(
+        size in (1, expected)
+        for size, expected in zip(reversed(mask.shape), reversed(positions), strict=False)
+    )
+    if fits:
+        missing = [1] * (len(positions) - mask.ndim)
+        mask = mask.reshape(missing + list(mask.shape)).unsqueeze(dim)
+    elif mask.ndim != x.ndim or any(
+        size not in ((1,) if at == dim else (1, x.shape[at])) for at, size in enumerate(mask.shape)
+    ):
+        raise ValueError(
+            f"mask is of size {tuple(mask.shape)}: expected one that broadcasts over the "
+            f"positions, {tuple(positions)}, which are the input's size {tuple(x.shape)} without "
+            f"its channels"
+        )
+    return mask.detach().to(device=x.device, dtype=dtype)

@@ -1,0 +1,10 @@
+"""The arithmetic of batch normalization: four steps, several backends, one dispatch point."""
+
+from batchnorm.kernels.activations import Activation as Activation
+from batchnorm.kernels.contract import Backend as Backend
+from batchnorm.kernels.contract import Form as Form
+from batchnorm.kernels.contract import Given as Given
+from batchnorm.kernels.dispatch import DIFFERENTIABLE as DIFFERENTIABLE
+from batchnorm.kernels.dispatch import backend as backend
+from batchnorm.kernels.dispatch import backends as backends
+from batchnorm.kernels.dispatch import choose as choose

@@ -1,0 +1,91 @@
+"""What a backend does: the four steps of batch normalization.
+
+    collect(x, mask, form)           -> Moments                 [merge over groups or processes]
+    normalize(given)                 -> y                       scale, shift, + residual, activation
+    reduce_grad(dy, given)           -> sum g, sum g * xhat     [merge]
+    apply_grad(dy, given, through)   -> dx, dresidual
+
+where g = dy * activation'(z), and z, the input of the activation, is computed anew from x. A merge
+may stand between the steps, so that whatever changes the moments composes with every backend.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from batchnorm.kernels.activations import Activation
+from batchnorm.moments import Moments
+
+
+@dataclass(frozen=True)
+class Form:
+    """What does not change from call to call of a layer."""
+
+    channel_dim: int = 1
+    eps: float = 1e-5
+    correction: float = 0
+    activation: Activation | None = None
+
+
+class Given(NamedTuple):
+    """What `normalize` and the two steps of the backward pass work on.
+
+    Attributes:
+        x: The batch, with C channels along `form.channel_dim`. What is computed from it in its
+            shape, y, dy, dx and dresidual, is in its shape and of its type.
+        mean: What to subtract, (C,), in the precision of the statistics.
+        inverse_std: What to multiply by, (C,), likewise.
+        weight: gamma, (C,), or None for 1.
+        bias: beta, (C,), or None for 0.
+        residual: What is added before the activation, in the shape of `x`, or None.
+        mask: The weight of each position in the moments: of the rank of `x`, with size 1 along the
+            channels, or None where all count the same. What has weight 0 and is not finite is
+            read as 0.
+        form: What does not change from call to call.
+    """
+
+    x: Tensor
+    mean: Tensor
+    inverse_std: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    residual: Tensor | None
+    mask: Tensor | None
+    form: Form
+
+
+class Backend(Protocol):
+    """One way to compute the four steps."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages, in `BATCHNORM_BACKEND` and in `bn.backend(...)`."""
+
+    def available(self) -> str | None:
+        """Return why this machine or installation cannot run it, or None if it can."""
+
+    def supports(self, x: Tensor, form: Form) -> str | None:
+        """Return why it cannot take this batch, or None if it can."""
+
+    def collect(self, x: Tensor, mask: Tensor | None, form: Form) -> Moments:
+        """Return the moments of every channel."""
+
+    def normalize(self, given: Given) -> Tensor:
+        """Return y = activation(weight * (x - mean) * inverse_std + bias + residual)."""
+
+    def reduce_grad(self, dy: Tensor, given: Given) -> tuple[Tensor, Tensor]:
+        """Return sum g and sum g * xhat, each (C,): the gradients of bias and weight."""
+
+    def apply_grad(
+        self, dy: Tensor, given: Given, through: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return dx and dresidual.
+
+        `through` is what flows back through the moments, (sum g) / m and
+        (sum g * xhat) / (m - correction), or None where the moments do not depend on x:
+
+            dx = weight * inverse_std * (g - mask * (through[0] + xhat * through[1]))
+        """

@@ -1,0 +1,102 @@
+"""Which backend serves a call: the one place that decides it.
+
+A backend that was asked for by name must serve, or the call fails and says why; left to itself the
+choice falls through to the next backend, and says so once in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+
+from torch import Tensor
+
+from batchnorm.kernels.contract import Backend, Form
+from batchnorm.kernels.eager import Eager
+
+VARIABLE = "BATCHNORM_BACKEND"
+
+#: The four steps as differentiable operations, whatever backend serves the calls.
+DIFFERENTIABLE = Eager()
+
+_EAGER = Eager(in_place=True)
+_BACKENDS: dict[str, Backend] = {_EAGER.name: _EAGER}  # the preferred one first
+_forced: ContextVar[str | None] = ContextVar("batchnorm_backend", default=None)
+_log = logging.getLogger("batchnorm")
+
+
+def backends() -> tuple[Backend, ...]:
+    """Return the backends, the preferred one first.
+
+    Each has a `name`, and `available()`, which returns None or the reason why it cannot run here.
+
+    Example:
+        >>> [backend.name for backend in backends()]
+        ['eager']
+    """
+    return tuple(_BACKENDS.values())
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Force the backend of every call inside, forward and backward.
+
+    The environment variable `BATCHNORM_BACKEND` does the same for a whole process; this goes before
+    it. A call that the backend cannot serve raises RuntimeError with the reason.
+
+    Args:
+        name: The name of one of `backends()`.
+
+    Raises:
+        ValueError: There is no such backend.
+
+    Example:
+        >>> import batchnorm as bn, torch
+        >>> with bn.backend("eager"):
+        ...     y = bn.BatchNorm1d(3)(torch.randn(8, 3))
+    """
+    _named(name, "backend")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def choose(x: Tensor, form: Form) -> Backend:
+    """Return the backend for a batch: the forced one, or the first that can take it.
+
+    Raises:
+        RuntimeError: The forced backend cannot take it.
+        ValueError: The environment variable names no backend.
+    """
+    name = _forced.get() or os.environ.get(VARIABLE)
+    if name:
+        forced = _named(name, VARIABLE)
+        if reason := forced.available() or forced.supports(x, form):
+            raise RuntimeError(
+                f"batchnorm: backend {name!r} was asked for and cannot serve this call: {reason}. "
+                f"Leave {VARIABLE} and bn.backend(...) away to let the package choose."
+            )
+        return forced
+    for candidate in _BACKENDS.values():
+        reason = candidate.available() or candidate.supports(x, form)
+        if reason is None:
+            return candidate
+        _say_once(candidate.name, reason)
+    return _EAGER
+
+
+def _named(name: str, where: str) -> Backend:
+    if name not in _BACKENDS:
+        raise ValueError(f"{where} is {name!r}: expected one of {', '.join(_BACKENDS)}")
+    return _BACKENDS[name]
+
+
+@cache
+def _say_once(name: str, reason: str) -> None:
+    _log.info("backend %r does not serve here: %s", name, reason)

@@ -1,0 +1,131 @@
+"""The four steps in PyTorch operations.
+
+They run on any device and are differentiable themselves, any number of times, in forward mode and
+under `vmap` too: what the other backends fall back to, and what `torch.compile` fuses.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from batchnorm.kernels.contract import Form, Given
+from batchnorm.moments import Moments, over_channels, present, sum_positions
+
+
+class Eager:
+    """The backend that is always there.
+
+    Args:
+        in_place: Whether temporary tensors may be overwritten: faster, but then the steps
+            themselves are not differentiable.
+    """
+
+    name = "eager"
+
+    def __init__(self, in_place: bool = False) -> None:
+        self.in_place = in_place
+
+    def available(self) -> str | None:
+        """Return None: it needs nothing but torch."""
+        return None
+
+    def supports(self, x: Tensor, form: Form) -> str | None:
+        """Return None: it takes whatever the layer takes."""
+        return None
+
+    def collect(self, x: Tensor, mask: Tensor | None, form: Form) -> Moments:
+        """Return the moments of every channel."""
+        return Moments.of(x, channel_dim=form.channel_dim, weights=mask)
+
+    def normalize(self, given: Given) -> Tensor:
+        """Return y."""
+        ready = _prepare(given)
+        y = _preactivation(ready, given, self._over(ready.distance))
+        if given.form.activation is not None:
+            y = given.form.activation(y)
+        return y.to(given.x.dtype)
+
+    def reduce_grad(self, dy: Tensor, given: Given) -> tuple[Tensor, Tensor]:
+        """Return the gradients of bias and weight."""
+        ready = _prepare(given)
+        g = _upstream(dy, ready, given)
+        sum_g = sum_positions(g, given.form.channel_dim).to(given.mean.dtype)
+        product = torch.mul(g, ready.distance, out=self._over(ready.distance))
+        sum_distance = sum_positions(product, given.form.channel_dim).to(given.mean.dtype)
+        return sum_g, (sum_distance - ready.mean_rest * sum_g) * given.inverse_std
+
+    def apply_grad(
+        self, dy: Tensor, given: Given, through: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return dx and dresidual."""
+        ready, form = _prepare(given), given.form
+        g = _upstream(dy, ready, given)
+        dx = g * _over_channels(ready.scale, g, form)
+        if through is not None:
+            # scale * (through[0] + xhat * through[1]), as offset + slope * distance
+            slope = ready.scale * through[1] * given.inverse_std
+            offset = ready.scale * through[0] - slope * ready.mean_rest
+            back = torch.addcmul(
+                _over_channels(offset, g, form),
+                ready.distance,
+                _over_channels(slope, g, form),
+                out=self._over(ready.distance),
+            )
+            if given.mask is not None:
+                back = back * given.mask
+            dx = torch.sub(dx, back, out=self._over(dx))
+        if given.mask is not None:
+            dx = torch.where((given.mask == 0) & ~given.x.isfinite(), 0, dx)
+        return dx.to(given.x.dtype), g
+
+    def _over(self, temporary: Tensor) -> Tensor | None:
+        """Return where a result may go: over a temporary of its size, or None for a new tensor."""
+        return temporary if self.in_place else None
+
+
+class _Ready(NamedTuple):
+    """What each step computes anew, in the precision of the arithmetic: float32 at least."""
+
+    distance: Tensor  # x - mean, but for mean_rest
+    mean_rest: Tensor  # what the mean has beyond that precision, (C,): the mean is two floats
+    scale: Tensor  # weight * inverse_std, (C,), in the precision of the statistics
+
+
+def _prepare(given: Given) -> _Ready:
+    x = given.x.to(torch.promote_types(given.x.dtype, torch.float32))
+    if given.mask is not None:
+        x = present(x, given.mask)
+    near = given.mean.to(x.dtype)
+    scale = given.inverse_std if given.weight is None else given.inverse_std * given.weight
+    return _Ready(x - _over_channels(near, x, given.form), given.mean - near, scale)
+
+
+def _preactivation(ready: _Ready, given: Given, out: Tensor | None = None) -> Tensor:
+    """Return z, the input of the activation."""
+    shift = ready.mean_rest * -ready.scale
+    if given.bias is not None:
+        shift = shift + given.bias
+    distance, form = ready.distance, given.form
+    z = torch.addcmul(
+        _over_channels(shift, distance, form),
+        distance,
+        _over_channels(ready.scale, distance, form),
+        out=out,
+    )
+    return z if given.residual is None else z + given.residual.to(z.dtype)
+
+
+def _upstream(dy: Tensor, ready: _Ready, given: Given) -> Tensor:
+    """Return g, the gradient by the input of the activation."""
+    g = dy.to(ready.distance.dtype)
+    if given.form.activation is None:
+        return g
+    return given.form.activation.backward(g, _preactivation(ready, given))
+
+
+def _over_channels(values: Tensor, x: Tensor, form: Form) -> Tensor:
+    """Return a number a channel, (C,), in the precision of `x` and ready to broadcast over it."""
+    return over_channels(values.to(x.dtype), x.ndim, form.channel_dim)

@@ -1,0 +1,224 @@
+"""The layers: `torch.nn.BatchNorm1d/2d/3d` with more to them, and one for any rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from batchnorm.functional import ActivationLike, OnSmallBatch, batch_norm, check_on_small_batch
+from batchnorm.kernels import Activation
+from batchnorm.layers.naming import name_layer
+
+_HALF_TYPES = (torch.float16, torch.bfloat16)
+
+
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalization of a batch of any rank.
+
+        y = activation(weight * (x - mean) / sqrt(var + eps) + bias + residual)
+
+    In training, the moments of every channel over the batch normalize it, and the running ones
+    follow: running = (1 - momentum) * running + momentum * batch, the variance by m / (m - 1). In
+    evaluation the running ones normalize, so that one example alone can be predicted.
+
+    A batch that is empty or not finite, and a recomputation under `torch.utils.checkpoint`, leave
+    the running statistics as they are; they are float32 or wider, also after `.half()`.
+
+    Args:
+        num_features: Number of channels, C.
+        eps: Added to the variance, in its unit.
+        momentum: How much a batch counts in the running statistics; None averages over all batches.
+        affine: Whether there are learned `weight` (gamma, from 1) and `bias` (beta, from 0).
+        track_running_stats: Whether there are running statistics. Without them the batch's own
+            moments normalize in evaluation, too.
+        device: Where the parameters and buffers are made.
+        dtype: Their type.
+        bias: Whether an affine layer has a `bias`.
+        channel_dim: The channels' dimension.
+        activation: `"relu"`, `"leaky_relu"`, `"elu"`, `"silu"`, `"gelu"`, `"sigmoid"`, `"tanh"`, or
+            a pair with the slope or alpha, as `("leaky_relu", 0.2)`; run in the same pass.
+        correction: The variance that normalizes is divided by m - correction.
+        on_small_batch: In training, one value per channel has no variance: raise an `"error"`,
+            normalize by the `"running"` statistics, or `"skip"` the batch (xhat is 0). The last
+            two update nothing.
+
+    Shape:
+        - input: any, with C channels along `channel_dim`
+        - residual: that of the input
+        - mask: any that broadcasts over the positions, the input's shape without its channels
+        - output: that of the input
+
+    Raises:
+        ValueError: A setting cannot be.
+
+    Example:
+        >>> import batchnorm as bn, torch
+        >>> layer = bn.BatchNorm(3, activation="relu")
+        >>> layer(torch.randn(8, 3, 5, 5, 5)).shape
+        torch.Size([8, 3, 5, 5, 5])
+        >>> sequences = torch.randn(4, 10, 3)  # examples, steps, channels
+        >>> lengths = torch.tensor([10, 4, 7, 1])
+        >>> y = bn.BatchNorm(3, channel_dim=-1)(sequences, mask=torch.arange(10) < lengths[:, None])
+
+    Source:
+        Ioffe & Szegedy, Batch Normalization, 2015 (arXiv:1502.03167).
+    """
+
+    channel_dim: int
+    activation: str | tuple[str, float] | None
+    correction: float
+    on_small_batch: OnSmallBatch
+
+    #: The ranks that `forward` takes; None for all.
+    ranks: tuple[int, ...] | None = None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        channel_dim: int = 1,
+        activation: ActivationLike = None,
+        correction: float = 0,
+        on_small_batch: OnSmallBatch = "error",
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
+        )
+        check_on_small_batch(on_small_batch)
+        if on_small_batch == "running" and not track_running_stats:
+            raise ValueError("on_small_batch='running' needs track_running_stats=True")
+        for name, statistic in self._running().items():
+            self._buffers[name] = statistic.to(_wide(statistic.dtype))
+        parsed = Activation.parse(activation)
+        self.channel_dim = channel_dim
+        self.activation = None if parsed is None else parsed.spec
+        self.correction = correction
+        self.on_small_batch = on_small_batch
+
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Return the normalized batch; see the class, and `batch_norm` for the arguments."""
+        track = self.training and self.track_running_stats
+        use_running = track or not self.training
+        by_batch = self.training or self.running_mean is None
+        try:
+            self._check_input_dim(input)
+            return batch_norm(
+                input,
+                self.running_mean if use_running else None,
+                self.running_var if use_running else None,
+                self.weight,
+                self.bias,
+                by_batch,
+                self.momentum,
+                self.eps,
+                residual=residual,
+                mask=mask,
+                activation=self.activation,
+                correction=self.correction,
+                channel_dim=self.channel_dim,
+                on_small_batch=self.on_small_batch,
+                num_batches_tracked=self.num_batches_tracked if track else None,
+            )
+        except (ValueError, TypeError, RuntimeError) as error:
+            name_layer(error, self)
+            raise
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if self.ranks is not None and input.dim() not in self.ranks:
+            expected = " or ".join(f"{rank}D" for rank in self.ranks)
+            raise ValueError(f"expected {expected} input (got {input.dim()}D input)")
+
+    def extra_repr(self) -> str:
+        """Return what `torch.nn` says of the layer, and what differs from the defaults."""
+        ours = {"channel_dim": 1, "activation": None, "correction": 0, "on_small_batch": "error"}
+        given = {name: getattr(self, name) for name in ours}
+        changed = [f"{name}={given[name]!r}" for name in ours if given[name] != ours[name]]
+        return ", ".join([super().extra_repr(), *changed])  # type: ignore[no-untyped-call]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BatchNorm:
+        before = self._running()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, after in self._running().items():
+            if after.dtype in _HALF_TYPES:  # statistics would not survive that
+                self._buffers[name] = before[name].to(after.device, _wide(before[name].dtype))
+        return self
+
+    def _running(self) -> dict[str, Tensor]:
+        names = ("running_mean", "running_var")
+        return {name: b for name in names if (b := self._buffers.get(name)) is not None}
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in _HALF_TYPES else dtype
+
+
+class BatchNorm1d(BatchNorm, nn.BatchNorm1d):
+    """Batch normalization of (N, C) or (N, C, L): `torch.nn.BatchNorm1d`, and more.
+
+    The arguments, the state dict and the errors are those of `torch.nn.BatchNorm1d`, the formula
+    and what is new, by keyword only, are those of `BatchNorm`.
+
+    Shape:
+        - input, residual, output: (N, C) or (N, C, L)
+        - mask: what broadcasts over (N,) or (N, L)
+
+    Example:
+        >>> import batchnorm as bn, torch
+        >>> layer = bn.BatchNorm1d(100, activation="sigmoid")
+        >>> layer(torch.randn(60, 100)).shape
+        torch.Size([60, 100])
+    """
+
+    ranks = (2, 3)
+
+
+class BatchNorm2d(BatchNorm, nn.BatchNorm2d):
+    """Batch normalization of images, (N, C, H, W): `torch.nn.BatchNorm2d`, and more.
+
+    A channel has one mean and one variance, over the examples and all pixels. The arguments, the
+    state dict and the errors are those of `torch.nn.BatchNorm2d`, the formula and what is new, by
+    keyword only, are those of `BatchNorm`. What is channels last stays so.
+
+    Shape:
+        - input, residual, output: (N, C, H, W)
+        - mask: what broadcasts over (N, H, W)
+
+    Example:
+        >>> import batchnorm as bn, torch
+        >>> layer = bn.BatchNorm2d(16, activation="relu")
+        >>> x = torch.randn(8, 16, 28, 28)
+        >>> layer(x, residual=x).shape
+        torch.Size([8, 16, 28, 28])
+    """
+
+    ranks = (4,)
+
+
+class BatchNorm3d(BatchNorm, nn.BatchNorm3d):
+    """Batch normalization of volumes, (N, C, D, H, W): `torch.nn.BatchNorm3d`, and more.
+
+    The arguments, the state dict and the errors are those of `torch.nn.BatchNorm3d`, the formula
+    and what is new, by keyword only, are those of `BatchNorm`.
+
+    Shape:
+        - input, residual, output: (N, C, D, H, W)
+        - mask: what broadcasts over (N, D, H, W)
+
+    Example:
+        >>> import batchnorm as bn, torch
+        >>> bn.BatchNorm3d(4)(torch.randn(2, 4, 5, 6, 7)).shape
+        torch.Size([2, 4, 5, 6, 7])
+    """
+
+    ranks = (5,)

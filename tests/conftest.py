@@ -1,0 +1,18 @@
+"""What every test starts from: one seed, and fresh memory that is poisoned with NaN."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory():
+    """Memory that a kernel forgot to write reads as NaN."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # torch.empty is filled with NaN under this
+    yield
+    torch.use_deterministic_algorithms(deterministic)

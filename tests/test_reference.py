@@ -1,0 +1,150 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from batchnorm import reference
+
+ACTIVATIONS = (None, *reference.ACTIVATIONS)
+
+
+def test_worked_example_of_six_values_comes_out_exactly():
+    x = np.array([[3.0], [5], [8], [9], [11], [24]])
+    found = reference.moments(x)
+    assert found.mean == 10
+    assert found.var() == 46
+    expected = [-1.03, -0.74, -0.29, -0.15, 0.15, 2.06]
+    assert reference.forward(x).ravel().round(2).tolist() == expected
+
+
+@pytest.mark.parametrize("factor", [1, 100])
+def test_worked_example_of_two_scales_comes_out_the_same(factor):
+    gamma, beta = np.array([0.7]), np.array([-0.3])
+    x = factor * np.array([[2.0], [0], [2], [4]])
+    expected = [-0.3, -0.3 - np.sqrt(2) * 0.7, -0.3, -0.3 + np.sqrt(2) * 0.7]
+    y = reference.forward(x, gamma, beta, eps=0)
+    np.testing.assert_allclose(y.ravel(), expected, rtol=1e-15)
+
+
+def test_gamma_and_beta_can_make_the_layer_the_identity():
+    x = np.random.default_rng(0).normal(3, 2, (50, 4))
+    found = reference.moments(x)
+    y = reference.forward(x, np.sqrt(found.var() + 1e-5), found.mean)
+    np.testing.assert_allclose(y, x, rtol=1e-13)
+
+
+def test_convolutional_is_dense_with_pixels_for_examples():
+    x = np.random.default_rng(0).normal(size=(3, 4, 5, 6))
+    rows = x.transpose(0, 2, 3, 1).reshape(-1, 4)
+    y = reference.forward(rows).reshape(3, 5, 6, 4).transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(reference.forward(x), y)
+    np.testing.assert_array_equal(reference.forward(x.transpose(1, 0, 2, 3), axis=0)[0], y[:, 0])
+
+
+def test_the_two_places_of_eps_differ_as_written():
+    x = np.array([[1.0], [3.0]])  # mean 2, deviation 1
+    assert reference.forward(x, eps=0.21)[1, 0] == pytest.approx(1 / 1.1)
+    assert reference.forward(x, eps=0.21, eps_placement="deviation")[1, 0] == pytest.approx(
+        1 / 1.21
+    )
+    with pytest.raises(ValueError, match="expected 'variance' or 'deviation'"):
+        reference.forward(x, eps_placement="nowhere")
+
+
+def test_correction_divides_by_one_less():
+    x = np.array([[1.0], [3.0]])
+    assert reference.moments(x).var(correction=1) == 2
+    assert reference.forward(x, eps=0, correction=1)[1, 0] == pytest.approx(1 / np.sqrt(2))
+
+
+def test_weights_are_repetitions_and_zeros_are_absent():
+    rng = np.random.default_rng(0)
+    x, weights = rng.normal(size=(6, 3)), np.array([0, 1, 2, 3, 0, 1])
+    found, repeated = (
+        reference.moments(x, weights=weights),
+        reference.moments(x.repeat(weights, axis=0)),
+    )
+    assert found.count == repeated.count
+    np.testing.assert_allclose(found.mean, repeated.mean, rtol=1e-14)
+    np.testing.assert_allclose(found.m2, repeated.m2, rtol=1e-14)
+    x[0], x[4] = np.nan, np.inf
+    np.testing.assert_array_equal(reference.moments(x, weights=weights).mean, found.mean)
+    assert np.isfinite(reference.forward(x, weights=weights)).all()
+
+
+def test_merge_equals_the_moments_of_the_whole():
+    x = np.random.default_rng(0).normal(1e6, 1, (40, 3))
+    whole = reference.moments(x)
+    for split in (0, 1, 17, 40):
+        merged = reference.merge(reference.moments(x[:split]), reference.moments(x[split:]))
+        assert merged.count == whole.count
+        np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-15)
+        np.testing.assert_allclose(merged.m2, whole.m2, rtol=1e-9)
+
+
+def test_running_update_in_both_conventions():
+    found = reference.moments(np.array([[1.0], [3.0]]))
+    torch_like = reference.update((np.array([1.0]), np.array([1.0])), found, 0.1)
+    assert torch_like == (pytest.approx([1.1]), pytest.approx([1.1]))
+    keras_like = reference.update((np.array([1.0]), np.array([1.0])), found, 0.9, "keras")
+    np.testing.assert_allclose(torch_like, keras_like)
+
+
+@pytest.mark.parametrize("batch", [np.zeros((0, 2)), np.ones((1, 2)), np.full((3, 2), np.nan)])
+def test_a_batch_without_finite_variance_updates_nothing(batch):
+    before = (np.array([1.0, 2.0]), np.array([3.0, 4.0]))
+    np.testing.assert_array_equal(reference.update(before, reference.moments(batch)), before)
+
+
+def test_a_fully_masked_batch_is_beta_with_zero_gradient():
+    x, gamma, beta = np.ones((3, 2)), np.array([2.0, 3.0]), np.array([0.5, -0.5])
+    weights = np.zeros(3)
+    np.testing.assert_array_equal(
+        reference.forward(x, gamma, beta, weights=weights), [[0.5, -0.5]] * 3
+    )
+    assert not reference.backward(np.ones((3, 2)), x, gamma, beta, weights=weights).x.any()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("eps_placement", ["variance", "deviation"])
+@pytest.mark.parametrize("correction", [0, 1])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("running", [False, True])
+def test_backward_is_the_derivative_of_forward(
+    activation, eps_placement, correction, weighted, running
+):
+    rng = np.random.default_rng(0)
+    x, residual, dy = (rng.normal(size=(3, 2, 4)) for _ in range(3))
+    gamma, beta = rng.normal(size=2), rng.normal(size=2)
+    options = {
+        "eps": 0.01,
+        "eps_placement": eps_placement,
+        "correction": correction,
+        "activation": activation,
+        "weights": rng.integers(0, 3, (3, 4)) if weighted else None,
+        "running": (rng.normal(size=2), rng.uniform(size=2)) if running else None,
+    }
+    gradients = reference.backward(dy, x, gamma, beta, residual=residual, **options)
+    inputs = [x, gamma, beta, residual]
+
+    def loss(x, gamma, beta, residual):
+        return (dy * reference.forward(x, gamma, beta, residual=residual, **options)).sum()
+
+    for which, (values, gradient) in enumerate(zip(inputs, gradients, strict=True)):
+        for at in np.ndindex(values.shape):
+            step = np.zeros_like(values)
+            step[at] = 1e-6
+            above, below = list(inputs), list(inputs)
+            above[which], below[which] = values + step, values - step
+            numeric = (loss(*above) - loss(*below)) / 2e-6
+            assert gradient[at] == pytest.approx(numeric, rel=1e-6, abs=1e-7)
+
+
+def test_the_reference_does_not_import_torch():
+    code = (
+        "import sys, importlib.util as u; "
+        "s = u.spec_from_file_location('reference', sys.argv[1]); m = u.module_from_spec(s); "
+        "sys.modules['reference'] = m; s.loader.exec_module(m); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, reference.__file__], check=True)
