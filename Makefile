@@ -27,13 +27,13 @@ check: $(READY) ## check format, lint, types and the documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/mkdocs build --strict --quiet
+	$(MAKE) docs
 
 bench: $(READY) ## time the layer beside torch.nn and write benchmarks/results
 	$(BIN)/python -m benchmarks.batch_norm
 
-docs: $(READY) ## serve the documentation at http://127.0.0.1:8000
-	$(BIN)/mkdocs serve
+docs: $(READY) ## build the documentation as pages in site/
+	$(BIN)/mkdocs build --strict --quiet
 
 readme: study ## write the tables and pictures of the last study into README.md and docs/
 	$(BIN)/python docs/generate.py

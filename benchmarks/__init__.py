@@ -1,0 +1,1 @@
+"""Benchmarks: how fast the layer is beside its peers."""

@@ -1,0 +1,69 @@
+"""Every backend's four steps, one by one, held to the reference."""
+
+import pytest
+import torch
+from support import ACTIVATIONS, FLOATS, as_numpy, assert_close, named, parameter_dtype
+
+import batchnorm as bn
+from batchnorm import reference
+from batchnorm.kernels import DIFFERENTIABLE, Activation, Form, Given
+
+BACKENDS = {"differentiable": DIFFERENTIABLE, **{b.name: b for b in bn.backends()}}
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS.values()], ids=[*BACKENDS])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_each_step_equals_the_reference(backend, activation, dtype, masked):
+    x, residual, dy = (torch.randn(9, 4, 11).to(dtype) for _ in range(3))
+    weight, bias = (torch.randn(4, dtype=parameter_dtype(dtype)) for _ in range(2))
+    mask = torch.randint(0, 3, (9, 1, 11)).to(weight.dtype) if masked else None
+    form = Form(activation=Activation.parse(activation))
+    weights = None if mask is None else as_numpy(mask)[:, 0]
+    expected = reference.moments(as_numpy(x), weights=weights)
+    options = {"weights": weights, "residual": as_numpy(residual), **named(activation)}
+    arguments = [as_numpy(v) for v in (x, weight, bias)]
+    gradients = reference.backward(as_numpy(dy), *arguments, **options)
+    wide = parameter_dtype(dtype)
+
+    moments = backend.collect(x, mask, form)
+    assert float(moments.count) == expected.count
+    assert_close(moments.mean, expected.mean, wide)
+    assert_close(moments.m2, expected.m2, wide, "sum")
+
+    given = Given(
+        x, moments.mean, moments.inverse_std(form.eps), weight, bias, residual, mask, form
+    )
+    y = backend.normalize(given)
+    assert y.dtype == dtype
+    assert_close(y, reference.forward(*arguments, **options), dtype)
+
+    sum_g, sum_g_xhat = backend.reduce_grad(dy, given)
+    assert_close(sum_g, gradients.beta, wide, "sum", scale=10)
+    assert_close(sum_g_xhat, gradients.gamma, wide, "sum", scale=10)
+
+    through = sum_g / moments.count, sum_g_xhat / moments.count
+    dx, dresidual = backend.apply_grad(dy, given, through)
+    assert_close(dx, gradients.x, dtype)
+    assert_close(dresidual.to(dtype), gradients.residual, dtype)
+
+    running = as_numpy(moments.mean), as_numpy(moments.var())
+    fixed = reference.backward(as_numpy(dy), *arguments, running=running, **options)
+    assert_close(backend.apply_grad(dy, given, None)[0], fixed.x, dtype)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS.values()], ids=[*BACKENDS])
+def test_no_step_changes_what_it_is_given(backend):
+    x, dy, residual = (torch.randn(5, 3) for _ in range(3))
+    before = [t.clone() for t in (x, dy, residual)]
+    form = Form(activation=Activation.parse("relu"))
+    with torch.no_grad():
+        moments = backend.collect(x, None, form)
+        inverse_std = moments.inverse_std(form.eps)
+        given = Given(x, moments.mean, inverse_std, None, None, residual, None, form)
+        backend.normalize(given)
+        backend.reduce_grad(dy, given)
+        backend.apply_grad(dy, given, (moments.mean, moments.mean))
+    for now, then in zip((x, dy, residual), before, strict=True):
+        assert torch.equal(now, then)

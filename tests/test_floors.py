@@ -1,0 +1,68 @@
+"""The floors of the design: an import only points down."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import batchnorm
+
+ROOT = Path(batchnorm.__file__).parent
+
+#: From the ground up. A floor may import itself and what stands before it.
+FLOORS = (
+    "reference", "moments", "kernels", "functional", "layers", "environment", "study", "cli",
+)  # fmt: skip
+
+#: What a floor must not need, so that the core asks for torch and NumPy alone.
+CORE = ("reference", "moments", "kernels", "functional", "layers", "environment")
+OPTIONAL = {"typer", "rich", "plotly", "matplotlib", "joblib", "sklearn"}
+
+
+def floor_of(path):
+    """Return the name of the floor a file is on; None for the package's own `__init__`."""
+    return path.relative_to(ROOT).with_suffix("").parts[0] if path.parent != ROOT else path.stem
+
+
+def imports_of(path):
+    """Return every module that a file imports, at its top or inside a function."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute, so that they can be read"
+            if node.module == "batchnorm":
+                yield from (f"batchnorm.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_an_import_only_points_down(path):
+    floor = floor_of(path)
+    assert floor in FLOORS, f"{path} is on no floor"
+    allowed = FLOORS[: FLOORS.index(floor) + 1]
+    public = {name for name in batchnorm.__all__ if FLOORS.index(home(name)) <= len(allowed) - 1}
+    for module in imports_of(path):
+        package, _, rest = module.partition(".")
+        if package == "batchnorm" and rest:
+            name = rest.split(".")[0]
+            assert name in allowed or name in public or name == "__version__", (
+                f"{floor} imports batchnorm.{name}"
+            )
+        if floor in CORE:
+            assert package not in OPTIONAL
+        if floor == "reference":
+            assert package != "torch"
+
+
+def home(name):
+    """Return the floor that a public name comes from."""
+    return getattr(batchnorm, name).__module__.split(".")[1]
+
+
+def test_every_floor_is_there():
+    assert {floor_of(path) for path in FILES} == set(FLOORS)
