@@ -30,14 +30,12 @@ True
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
-EpsPlacement = Literal["variance", "deviation"]
-Convention = Literal["torch", "keras"]
 
 
 @dataclass(frozen=True)
@@ -93,15 +91,15 @@ def merge(a: Moments, b: Moments) -> Moments:
     return Moments(count, mean, a.m2 + b.m2 + delta**2 * (a.count * b.count / count))
 
 
-class Options(TypedDict, total=False):
+@dataclass(frozen=True)
+class Options:
     """What `forward` and `backward` take by keyword.
 
     Attributes:
-        axis: The channels' dimension; 1 if left out.
-        eps: What keeps the division from failing where a channel is constant; 1e-5.
-        eps_placement: `variance` (the default) divides by sqrt(var + eps), `deviation` by
-            sqrt(var) + eps.
-        correction: 0 (the default) divides the sum of squares by m, 1 by m - 1.
+        axis: The channels' dimension.
+        eps: What keeps the division from failing where a channel is constant.
+        eps_placement: `variance` divides by sqrt(var + eps), `deviation` by sqrt(var) + eps.
+        correction: 0 divides the sum of squares by m, 1 by m - 1.
         weights: How much each position counts in the moments; see `moments`. Every position is
             normalized, whatever its weight. Where all weights are 0 there is nothing to normalize
             by, and xhat is 0.
@@ -111,22 +109,39 @@ class Options(TypedDict, total=False):
         running: (mean, variance) to normalize by in place of the batch's own: inference.
     """
 
-    axis: int
-    eps: float
-    eps_placement: EpsPlacement
-    correction: float
-    weights: ArrayLike | None
-    residual: ArrayLike | None
-    activation: str | None
-    parameter: float | None
-    running: tuple[ArrayLike, ArrayLike] | None
+    axis: int = 1
+    eps: float = 1e-5
+    eps_placement: Literal["variance", "deviation"] = "variance"
+    correction: float = 0
+    weights: ArrayLike | None = None
+    residual: ArrayLike | None = None
+    activation: str | None = None
+    parameter: float | None = None
+    running: tuple[ArrayLike, ArrayLike] | None = None
+
+    def __post_init__(self) -> None:
+        if self.eps_placement not in ("variance", "deviation"):
+            raise ValueError(
+                f"eps_placement is {self.eps_placement!r}: expected 'variance' or 'deviation'"
+            )
+
+    def inverse_std(self, var: Array) -> Array:
+        """Return what x - mu is multiplied by."""
+        if self.eps_placement == "variance":
+            return np.asarray(1 / np.sqrt(var + self.eps))
+        return np.asarray(1 / (np.sqrt(var) + self.eps))
+
+    def slope(self, var: Array) -> Array:
+        """Return -2 times the derivative of `inverse_std` by the variance."""
+        inverse = self.inverse_std(var)
+        if self.eps_placement == "variance":
+            return inverse**3
+        # A constant channel has no derivative; there x - mu is 0, and so is what it would multiply.
+        return np.divide(inverse**2, np.sqrt(var), where=var > 0, out=np.zeros_like(var))
 
 
 def forward(
-    x: ArrayLike,
-    gamma: ArrayLike | None = None,
-    beta: ArrayLike | None = None,
-    **options: Unpack[Options],
+    x: ArrayLike, gamma: ArrayLike | None = None, beta: ArrayLike | None = None, **options: Any
 ) -> Array:
     """Normalize a batch.
 
@@ -136,8 +151,9 @@ def forward(
         beta: The shift of each channel, (C,); 0 if left out.
         options: See `Options`.
     """
-    done = _normalize(x, gamma, beta, **options)
-    return done.shaped(done.function(done.z))
+    done = _normalize(x, gamma, beta, o := Options(**options))
+    function, _ = _activation(o)
+    return _shaped(function(done.z), x, o.axis)
 
 
 class Gradients(NamedTuple):
@@ -154,7 +170,7 @@ def backward(
     x: ArrayLike,
     gamma: ArrayLike | None = None,
     beta: ArrayLike | None = None,
-    **options: Unpack[Options],
+    **options: Any,
 ) -> Gradients:
     """Return the gradients of a loss, given `dy`, its gradient by what `forward` returned.
 
@@ -165,30 +181,29 @@ def backward(
 
     With `running` moments nothing flows back through them: dx = gamma / sqrt(var + eps) * g.
     """
-    done = _normalize(x, gamma, beta, **options)
-    found, scale, distance, inverse = done.moments, done.scale, done.distance, done.inverse
-    g = _matrix(dy, options.get("axis", 1)) * done.derivative(done.z)
-    dbeta, dgamma = g.sum(axis=0), (g * distance * inverse).sum(axis=0)
-    dx = scale * inverse * g
-    if found.count > 0:  # the batch's own moments: they, too, depend on x
-        dx -= done.weight * scale * inverse * dbeta / found.count
-    if found.count > options.get("correction", 0):
-        if options.get("eps_placement", "variance") == "variance":
-            slope = inverse**3
-        else:  # d(1/(s + eps))/dvar = -1/(2 s (s + eps)^2), and a constant channel has s = 0
-            deviation = np.sqrt(found.var(options.get("correction", 0)))
-            slope = np.divide(inverse**2, deviation, where=deviation > 0, out=0 * deviation)
-        sums = (g * distance).sum(axis=0) / (found.count - options.get("correction", 0))
-        dx -= done.weight * scale * slope * distance * sums
+    done = _normalize(x, gamma, beta, o := Options(**options))
+    _, derivative = _activation(o)
+    g = _matrix(dy, o.axis) * derivative(done.z)
+    dbeta, dgamma = g.sum(axis=0), (g * done.distance * done.inverse_std).sum(axis=0)
+    dx = done.gamma * done.inverse_std * g
+    if o.running is None:  # the moments, too, depend on x
+        count, var = done.moments.count, done.moments.var(o.correction)
+        if count > 0:
+            dx -= done.gamma * done.inverse_std * done.weight * dbeta / count
+        if (
+            count > o.correction
+        ):  # with eps in the variance this is xhat * dgamma / (m - correction)
+            sums = (g * done.distance).sum(axis=0) / (count - o.correction)
+            dx -= done.gamma * o.slope(var) * done.weight * done.distance * sums
     dx = np.where(done.absent, 0, dx)
-    return Gradients(done.shaped(dx), dgamma, dbeta, done.shaped(g))
+    return Gradients(_shaped(dx, x, o.axis), dgamma, dbeta, _shaped(g, x, o.axis))
 
 
 def update(
     running: tuple[ArrayLike, ArrayLike],
     found: Moments,
     momentum: float = 0.1,
-    convention: Convention = "torch",
+    convention: Literal["torch", "keras"] = "torch",
 ) -> tuple[Array, Array]:
     """Return the running mean and variance after one more batch.
 
@@ -209,7 +224,7 @@ def update(
     >>> update((np.zeros(1), np.ones(1)), batch, 0.9, convention="keras")
     (array([1.]), array([6.42]))
     """
-    mean, var = np.asarray(running[0], np.float64), np.asarray(running[1], np.float64)
+    mean, var = _float64(running[0]), _float64(running[1])
     if found.count <= 1 or not np.isfinite([found.mean, found.m2]).all():
         return mean, var
     new = momentum if convention == "torch" else 1 - momentum
@@ -217,62 +232,33 @@ def update(
 
 
 class _Pass(NamedTuple):
-    """All that a forward pass computed; matrices have a row a position, a column a channel."""
+    """What a forward pass computed; a matrix has a row a position, a column a channel."""
 
-    z: Array  # what goes into the activation
-    scale: Array  # gamma, (C,)
-    distance: Array  # x - mu
-    inverse: Array  # 1 / sqrt(var + eps), (C,)
-    weight: Array  # (rows, 1)
-    absent: NDArray[np.bool_]  # of weight 0 and not finite
-    moments: Moments  # the batch's; none, if it was normalized by running ones
-    function: Callable[[Array], Array]
-    derivative: Callable[[Array], Array]
-    shaped: Callable[[Array], Array]  # gives a matrix the shape of x
+    z: Array  # what goes into the activation, a matrix
+    distance: Array  # x - mu, a matrix
+    inverse_std: Array  # 1 / sqrt(var + eps), (C,)
+    gamma: Array  # (C,)
+    weight: Array  # of each row, (rows, 1)
+    absent: NDArray[np.bool_]  # of weight 0 and not finite, a matrix
+    moments: Moments  # the batch's
 
 
-def _normalize(
-    x: ArrayLike,
-    gamma: ArrayLike | None,
-    beta: ArrayLike | None,
-    *,
-    axis: int = 1,
-    eps: float = 1e-5,
-    eps_placement: EpsPlacement = "variance",
-    correction: float = 0,
-    weights: ArrayLike | None = None,
-    residual: ArrayLike | None = None,
-    activation: str | None = None,
-    parameter: float | None = None,
-    running: tuple[ArrayLike, ArrayLike] | None = None,
-) -> _Pass:
-    rows, weight, absent = _rows(x, axis, weights)
-    if running is None:
-        found = moments(x, axis, weights)
-        mean, var = found.mean, found.var(correction)
+def _normalize(x: ArrayLike, gamma: ArrayLike | None, beta: ArrayLike | None, o: Options) -> _Pass:
+    rows, weight, absent = _rows(x, o.axis, o.weights)
+    found = moments(x, o.axis, o.weights)
+    if o.running is None:
+        mean, inverse_std = found.mean, o.inverse_std(found.var(o.correction))
+        if found.count == 0:
+            inverse_std = np.zeros_like(mean)
     else:
-        mean, var = _float64(running[0]), _float64(running[1])
-        found = Moments(0.0, np.zeros_like(mean), np.zeros_like(mean))
-    if eps_placement == "variance":
-        inverse = 1 / np.sqrt(var + eps)
-    elif eps_placement == "deviation":
-        inverse = 1 / (np.sqrt(var) + eps)
-    else:
-        raise ValueError(f"eps_placement is {eps_placement!r}: expected 'variance' or 'deviation'")
-    if running is None and found.count == 0:
-        inverse = np.zeros_like(mean)
+        mean, inverse_std = _float64(o.running[0]), o.inverse_std(_float64(o.running[1]))
     scale = np.ones_like(mean) if gamma is None else _float64(gamma)
-    z = scale * ((rows - mean) * inverse)
+    z = scale * ((rows - mean) * inverse_std)
     if beta is not None:
         z = z + _float64(beta)
-    if residual is not None:
-        z = z + _matrix(residual, axis)
-    function, derivative = _activation(activation, parameter)
-    moved = np.moveaxis(_float64(x), axis, -1).shape
-    return _Pass(
-        z, scale, rows - mean, inverse, weight, absent, found, function, derivative,
-        shaped=lambda rows: np.moveaxis(rows.reshape(moved), -1, axis),
-    )  # fmt: skip
+    if o.residual is not None:
+        z = z + _matrix(o.residual, o.axis)
+    return _Pass(z, rows - mean, inverse_std, scale, weight, absent, found)
 
 
 def _float64(values: ArrayLike) -> Array:
@@ -283,6 +269,12 @@ def _matrix(x: ArrayLike, axis: int) -> Array:
     """Return `x` as a matrix: a row a position, a column a channel."""
     moved = np.moveaxis(_float64(x), axis, -1)
     return moved.reshape(math.prod(moved.shape[:-1]), moved.shape[-1])
+
+
+def _shaped(matrix: Array, like: ArrayLike, axis: int) -> Array:
+    """Undo `_matrix`: return the matrix in the shape of `like`."""
+    moved = np.moveaxis(np.asarray(like), axis, -1).shape
+    return np.moveaxis(matrix.reshape(moved), -1, axis)
 
 
 def _rows(
@@ -339,14 +331,12 @@ ACTIVATIONS: dict[str, tuple[float | None, Callable[..., Array], Callable[..., A
 }
 
 
-def _activation(
-    name: str | None, parameter: float | None
-) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+def _activation(o: Options) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
     """Return an activation and its derivative; without a name, the identity."""
-    if name is None:
+    if o.activation is None:
         return (lambda z: z), np.ones_like
-    default, function, derivative = ACTIVATIONS[name]
-    arguments: tuple[Any, ...] = ()
-    if default is not None:
-        arguments = (default if parameter is None else parameter,)
-    return (lambda z: function(z, *arguments)), (lambda z: derivative(z, *arguments))
+    default, function, derivative = ACTIVATIONS[o.activation]
+    if default is None:
+        return function, derivative
+    parameter = default if o.parameter is None else o.parameter
+    return (lambda z: function(z, parameter)), (lambda z: derivative(z, parameter))
