@@ -33,7 +33,7 @@ bench: $(READY) ## time the layer beside torch.nn and write benchmarks/results
 	$(BIN)/python -m benchmarks.batch_norm
 
 docs: $(READY) ## build the documentation as pages in site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 readme: study ## write the tables and pictures of the last study into README.md and docs/
 	$(BIN)/python docs/generate.py

@@ -73,8 +73,8 @@ class Moments:
     def of(cls, x: Tensor, *, channel_dim: int = 1, weights: Tensor | None = None) -> Moments:
         """Return the moments of a batch, summed around a shift so that no digits are lost.
 
-        The mean in the precision of `x` is only a shift close to the data: the sums run over
-        x - shift, and what they add to it makes the mean exact to twice that precision.
+        The mean in the precision of `x` is only a shift close to the data. The sums run over
+        x - shift, so that their error is relative to the deviation, however large the mean.
 
         Args:
             x: The batch, real floating point, with C channels along `channel_dim`.
@@ -91,6 +91,8 @@ class Moments:
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         if weights is None:
             count: Tensor | float = x.numel() // max(x.shape[channel_dim], 1)
+            if isinstance(count, Tensor):  # to torch.jit.trace a size is a tensor
+                count = count.to(kept)
         else:
             weights = weights.to(x.dtype)
             x = present(x, weights)
@@ -163,7 +165,13 @@ class Moments:
         return reduce(add, parts)
 
     def detach(self) -> Moments:
-        """Return the same moments, cut from the autograd graph."""
+        """Return the same moments, cut from the autograd graph.
+
+        Example:
+            >>> import torch
+            >>> Moments.of(torch.randn(8, 3, requires_grad=True)).detach().mean.requires_grad
+            False
+        """
         count = self.count.detach() if isinstance(self.count, Tensor) else self.count
         return Moments(count, self.mean.detach(), self.m2.detach())
 

@@ -157,7 +157,14 @@ def forward(
 
 
 class Gradients(NamedTuple):
-    """The derivatives of a loss by everything that went into `forward`."""
+    """The derivatives of a loss by everything that went into `forward`.
+
+    Attributes:
+        x: By the batch, in its shape.
+        gamma: By the scale, (C,).
+        beta: By the shift, (C,).
+        residual: By the residual, in the shape of the batch.
+    """
 
     x: Array
     gamma: Array

@@ -396,6 +396,7 @@ class TestErrors:
             ({"weight": torch.ones(2)}, RuntimeError, "weight should contain 3 elements not 2"),
             ({"bias": torch.ones(4)}, RuntimeError, "bias should contain 3 elements not 4"),
             ({"running_mean": torch.ones(2)}, RuntimeError, "running_mean should contain 3"),
+            ({"running_mean": torch.ones(3)}, ValueError, "both be None or neither be None"),
             ({"running_var": torch.ones(2)}, RuntimeError, "running_var should contain 3"),
             ({"residual": torch.ones(3)}, ValueError, r"residual is of size \(3,\).*\(4, 3\)"),
             ({"channel_dim": 2}, ValueError, "channel_dim is 2, but the input has 2 dimensions"),

@@ -180,6 +180,9 @@ def test_statistics_stay_float32_through_half(half):
     assert torch.equal(layer.running_mean, exact)
     y = layer(torch.randn(4, 3, 5, 5, dtype=half))
     assert y.dtype == half
+    state = {name: value.to(half) for name, value in layer.state_dict().items()}
+    layer.load_state_dict(state, assign=True)
+    assert layer.running_mean.dtype == layer.running_var.dtype == torch.float32
     assert layer.double().running_mean.dtype == torch.float64
     assert layer.float().running_mean.dtype == torch.float32
 
@@ -342,6 +345,15 @@ class TestExport:
         path = tmp_path / "model.pt2"
         torch.export.save(torch.export.export(model, (x,)), path)
         torch.testing.assert_close(torch.export.load(path).module()(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("training", [True, False])
+def test_the_old_tracer_sees_operations(training):
+    model, x = Twice().train(training), torch.randn(8, 3)
+    traced = torch.jit.trace(copy.deepcopy(model), (x,), check_trace=False)
+    torch.testing.assert_close(traced(x), model(x))
 
 
 def test_functional_call_and_vmap_over_models():

@@ -91,6 +91,11 @@ def batch_norm(
     values, mask = check_batch(
         input, running_mean, running_var, weight, bias, residual, mask, training, form
     )
+    if (running_mean is None) != (running_var is None):
+        raise ValueError(
+            "running_mean and running_var must either both be None or neither be None, but "
+            f"{'running_mean' if running_mean is None else 'running_var'} alone is None"
+        )
     running = None if running_mean is None or running_var is None else (running_mean, running_var)
     track = training and running is not None
     if training and values == 1:

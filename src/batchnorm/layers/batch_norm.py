@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,8 +97,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         check_on_small_batch(on_small_batch)
         if on_small_batch == "running" and not track_running_stats:
             raise ValueError("on_small_batch='running' needs track_running_stats=True")
-        for name, statistic in self._running().items():
-            self._buffers[name] = statistic.to(_wide(statistic.dtype))
+        self._widen_statistics()
         parsed = Activation.parse(activation)
         self.channel_dim = channel_dim
         self.activation = None if parsed is None else parsed.spec
@@ -107,7 +107,25 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(
         self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """Return the normalized batch; see the class, and `batch_norm` for the arguments."""
+        """Return the normalized batch.
+
+        Args:
+            input: The batch, with its channels along `channel_dim`.
+            residual: Added before the activation; the shape of `input`.
+            mask: The positions that are there, boolean or weights >= 0, of a shape that broadcasts
+                over the positions; see `batch_norm`.
+
+        Raises:
+            ValueError: A shape cannot be, or the batch has one value per channel in training.
+            RuntimeError: A per-channel tensor has the wrong size.
+            TypeError: `input` is complex or of an integer type.
+
+        Example:
+            >>> import batchnorm as bn, torch
+            >>> x = torch.randn(8, 3)
+            >>> bn.BatchNorm1d(3, activation="relu")(x, residual=x, mask=torch.arange(8) < 6).shape
+            torch.Size([8, 3])
+        """
         track = self.training and self.track_running_stats
         use_running = track or not self.training
         by_batch = self.training or self.running_mean is None
@@ -153,6 +171,14 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             if after.dtype in _HALF_TYPES:  # statistics would not survive that
                 self._buffers[name] = before[name].to(after.device, _wide(before[name].dtype))
         return self
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._widen_statistics()  # load_state_dict(..., assign=True) takes whatever type it finds
+
+    def _widen_statistics(self) -> None:
+        for name, statistic in self._running().items():
+            self._buffers[name] = statistic.to(_wide(statistic.dtype))
 
     def _running(self) -> dict[str, Tensor]:
         names = ("running_mean", "running_var")
