@@ -1,0 +1,1 @@
+"""The study: what is claimed of batch normalization, measured."""

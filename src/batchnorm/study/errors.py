@@ -1,0 +1,39 @@
+"""What is wrong with a user's data, said in one line."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class DataError(ValueError):
+    """Something is wrong with a user's data.
+
+    Args:
+        message: What was got, from which file, what was expected, and the way out. It becomes one
+            printable line, whatever file names and the errors of other libraries bring into it.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = " ".join(message.split())
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
+
+
+def wrong(
+    where: object, got: str, expected: str, way_out: str = "get or make the file again"
+) -> DataError:
+    """Return the error that says this of a place, for the caller to raise."""
+    return DataError(f"{where}: got {got}, expected {expected}; {way_out}")
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong inside into a `DataError` that names the file."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # a parser that is fed damaged bytes may raise anything
+        reason = str(error) or type(error).__name__
+        raise wrong(path, f"the error '{reason}'", "a whole, readable file") from error

@@ -1,0 +1,95 @@
+"""What a study does, declared as data: a task is named by a hash of what its outcome depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import version
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+
+from batchnorm.study.data import DataSet
+
+FORMAT = 1  # raise it when the same declaration would lead to another outcome
+
+
+class StudyError(Exception):
+    """A study cannot begin or go on; the message says in one line why, and the way out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a task.
+
+    Attributes:
+        reason: Why the task ended before its time; empty when all went well.
+    """
+
+    reason: str = ""
+
+
+O_co = TypeVar("O_co", bound=Outcome, covariant=True)
+
+
+@dataclass(frozen=True)
+class Task(ABC, Generic[O_co]):
+    """One thing to do with a data set; a subclass adds what else its outcome depends on.
+
+    Attributes:
+        data: The `fingerprint` of the data set.
+    """
+
+    kind: ClassVar[str]
+    outcome: ClassVar[type[Outcome]]
+    alone: ClassVar[bool] = False  # whether nothing else may run at the same time
+
+    data: str
+
+    @property
+    def key(self) -> str:
+        """The name of the task: it changes with all that the outcome depends on."""
+        declared = {"format": FORMAT, "versions": _versions(), "kind": self.kind, **asdict(self)}
+        canonical = json.dumps(declared, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @property
+    def digits(self) -> int:
+        """How many significant digits of its numbers are worth keeping."""
+        return 9  # what float32 can hold
+
+    @abstractmethod
+    def perform(self, data_set: DataSet) -> O_co:
+        """Do it."""
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """Say in a few words what this is."""
+
+
+def fingerprint(data_set: DataSet) -> str:
+    """Name a data set by its content, so that changed files are new data.
+
+    Example:
+        >>> from batchnorm.study.data import load
+        >>> fingerprint(load("digits")) == fingerprint(load("digits"))
+        True
+    """
+    digest = hashlib.sha256()
+    for values in (
+        data_set.train_inputs,
+        data_set.train_labels,
+        data_set.test_inputs,
+        data_set.test_labels,
+    ):
+        digest.update(f"{values.dtype.str}{values.shape}".encode())
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()[:16]
+
+
+@cache
+def _versions() -> dict[str, Any]:
+    return {package: version(package) for package in ("batchnorm", "torch")}

@@ -1,0 +1,147 @@
+"""The command line: exit statuses, one line for what is wrong, and no process left behind."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from study.small import small_plan
+from typer.testing import CliRunner
+
+import batchnorm
+from batchnorm import cli
+from batchnorm.study import conduct
+
+RUNNER = CliRunner()
+
+
+def test_env():
+    shown = RUNNER.invoke(cli.app, ["env"])
+    assert shown.exit_code == 0
+    lines = dict(line.split(maxsplit=1) for line in shown.stdout.splitlines())
+    assert lines["batchnorm"] == batchnorm.__version__
+    assert lines["kernels"].startswith("eager: ready")
+    assert lines["cpu"]
+
+
+def test_help_has_every_verb():
+    shown = RUNNER.invoke(cli.app, ["--help"])
+    assert shown.exit_code == 0
+    assert "study" in shown.stdout
+    assert "env" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--data", "digit"], "did you mean digits"),
+        (["--data", "mnist:/no/where"], "no such path"),
+        (["--data", "npz:{folder}/torn.npz"], "torn.npz"),
+        (["--out", "{folder}/file"], "name another folder"),
+        (["--out", "{folder}/foreign"], "line 1: not an outcome of a study"),
+    ],
+)
+def test_bad_input_gives_one_line_and_status_2(tmp_path, arguments, word):
+    (tmp_path / "torn.npz").write_bytes(b"PK\3\4")
+    (tmp_path / "file").touch()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "results.jsonl").write_text("a diary\n")
+    given = [argument.format(folder=tmp_path) for argument in arguments]
+    shown = RUNNER.invoke(cli.app, ["study", "--out", str(tmp_path / "out"), *given])
+    assert shown.exit_code == 2
+    assert shown.stdout == ""
+    assert shown.stderr.count("\n") == 1
+    assert shown.stderr.startswith("batchnorm: ")
+    assert word in shown.stderr
+
+
+def test_a_usage_error_has_status_2():
+    assert RUNNER.invoke(cli.app, ["study", "--jobs", "0"]).exit_code == 2
+    assert RUNNER.invoke(cli.app, ["no-verb"]).exit_code == 2
+
+
+def test_what_is_not_installed_is_said_in_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "typer", None)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(cli.__file__)
+    assert ended.value.code == 2
+    said = 'batchnorm: typer is not installed: pip install "batchnorm[study]"\n'
+    assert capsys.readouterr().err == said
+
+
+def test_what_is_not_installed_for_a_verb_is_said_too(monkeypatch, tmp_path):
+    monkeypatch.delitem(sys.modules, "batchnorm.study.conduct")
+    monkeypatch.delitem(sys.modules, "batchnorm.study.engine")
+    monkeypatch.setitem(sys.modules, "joblib", None)
+    shown = RUNNER.invoke(cli.app, ["study", "--out", str(tmp_path)])
+    assert shown.exit_code == 2
+    assert shown.stderr == 'batchnorm: joblib is not installed: pip install "batchnorm[study]"\n'
+
+
+def test_a_study_from_end_to_end(tmp_path, monkeypatch):
+    def plan(data_set, *, quick):
+        assert quick
+        return small_plan(data_set)
+
+    monkeypatch.setattr(conduct, "plan", plan)
+    arguments = ["study", "--quick", "--jobs", "1", "--out", str(tmp_path)]
+    shown = RUNNER.invoke(cli.app, arguments)
+    assert shown.exit_code == 0, shown.output
+    assert "What did batch normalization do on digits?" in shown.stdout
+    assert "within" in shown.stdout  # the numbers of torch.nn
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "batchnorm study --data digits --quick" in page
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        *("figures", "report.html", "report.md", "results.jsonl", "table.md"),
+    ]
+    lines = (tmp_path / "results.jsonl").read_bytes()
+    kinds = [json.loads(line)["kind"] for line in lines.splitlines()]
+    assert (kinds.count("run"), kinds.count("timing")) == (28, 2)
+
+    again = RUNNER.invoke(cli.app, arguments)
+    assert again.exit_code == 0
+    assert again.stdout == shown.stdout
+    assert (tmp_path / "results.jsonl").read_bytes() == lines
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+def test_ctrl_c_keeps_what_is_finished_and_leaves_no_process(tmp_path):
+    path = tmp_path / "results.jsonl"
+    program = "from batchnorm.cli import main; main()"
+    command = [sys.executable, "-c", program, "study", "--jobs", "2", "--out", str(tmp_path)]
+    study = subprocess.Popen(
+        command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    while study.poll() is None and (not path.exists() or b"\n" not in path.read_bytes()):
+        time.sleep(0.01)
+    assert len(processes(study.pid)) >= 3  # the study, and two workers
+    os.killpg(study.pid, signal.SIGINT)  # as a terminal does: to all of them
+    output, error = study.communicate()
+    assert study.returncode == 130
+    assert output == ""
+    assert error == (
+        "batchnorm: stopped; what is finished is kept: run the same command again to go on\n"
+    )
+    deadline = time.monotonic() + 20
+    while (left := processes(study.pid)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left
+    assert all(json.loads(line)["kind"] == "run" for line in path.read_text().splitlines())
+
+
+def processes(session):
+    """Return the processes of a session that still run."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, *numbers = file.read_text().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        if int(numbers[2]) == session and state != "Z":
+            found.append(file.parent.name)
+    return found
