@@ -19,14 +19,14 @@ def _end(message: object, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def _end_for_want_of(error: ImportError) -> NoReturn:
+def _end_for_want_of(error: ModuleNotFoundError) -> NoReturn:
     _end(f'{error.name} is not installed: pip install "batchnorm[study]"', 2)
 
 
 try:
     import typer
     from rich.console import Console
-except ImportError as error:
+except ModuleNotFoundError as error:
     _end_for_want_of(error)
 
 app = typer.Typer(
@@ -71,11 +71,9 @@ def env() -> None:
 def _ended_in_one_line() -> Iterator[None]:
     try:
         yield
-    except (DataError, StudyError) as error:
+    except (DataError, StudyError, OSError) as error:
         _end(error, 2)
-    except OSError as error:
-        _end(f"{error.filename}: {error.strerror}", 2)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         _end_for_want_of(error)
     except KeyboardInterrupt:
         _end("stopped; what is finished is kept: run the same command again to go on", 130)

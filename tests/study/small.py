@@ -23,12 +23,12 @@ def small_plan(data_set, seeds=(0, 1)):
         "sigmoid": Size(8, (0.1, 1.0), usual_rate=1.0),
         "conv": Size(4, (0.1, 1.0), usual_rate=0.1),
     }
-    return Plan(fingerprint(data_set), 0.1, 2, sizes, seeds, repeats=2)
+    return Plan(fingerprint(data_set), 0.1, sizes, seeds, repeats=2)
 
 
 def plan_of(*rates, steps=100, seeds=(0, 1, 2)):
-    """A plan for made-up outcomes, of one network and one batch an epoch."""
-    return Plan("made up", 0.1, 1, {"conv": Size(steps, rates, rates[0])}, seeds, repeats=3)
+    """A plan for made-up outcomes, of one network."""
+    return Plan("made up", 0.1, {"conv": Size(steps, rates, rates[0])}, seeds, repeats=3)
 
 
 def result(accuracies, reason=""):
@@ -45,7 +45,7 @@ def rising(step, steps=100, high=0.9):
 
 def many_runs():
     """More runs than are done before a test can stop them."""
-    return [Run("small", "sigmoid", "plain", 1.0, seed, epochs=50) for seed in range(24)]
+    return [Run("small", "sigmoid", "plain", 1.0, seed, steps=100) for seed in range(24)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,4 +79,5 @@ class Errand(Task[Note]):
 class Lonely(Errand):
     """The same, but only when nothing else is done."""
 
+    kind = "lonely errand"
     alone = True

@@ -15,7 +15,7 @@ from batchnorm.study.networks import build
 from batchnorm.study.training import Run, batches, next_evaluation, one_thread, step, train
 
 DATA = small_data()
-RUN = Run("digits", "sigmoid", "plain", learning_rate=1.0, seed=0, epochs=3)
+RUN = Run("digits", "sigmoid", "plain", learning_rate=1.0, seed=0, steps=6)
 
 
 def losses(norm, data_set=DATA, **changes):
@@ -30,15 +30,15 @@ def losses(norm, data_set=DATA, **changes):
 )
 def test_ours_gives_the_losses_of_torch_step_for_step(dtype, tolerance):
     theirs, ours = (
-        losses(norm, load("digits"), dtype=dtype, epochs=9) for norm in ("torch", "batchnorm")
+        losses(norm, load("digits"), dtype=dtype, steps=207) for norm in ("torch", "batchnorm")
     )
-    assert len(theirs) == len(ours) == 9 * 23
+    assert len(theirs) == len(ours) == 207
     assert theirs[-1] < 0.2 < 2 < theirs[0]  # so that something was learned
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance)
 
 
 def test_ours_gives_the_losses_of_torch_in_the_convolutional_network():
-    changes = {"dtype": "float64", "network": "conv", "epochs": 20, "learning_rate": 0.3}
+    changes = {"dtype": "float64", "network": "conv", "steps": 40, "learning_rate": 0.3}
     theirs, ours = (losses(norm, **changes) for norm in ("torch", "batchnorm"))
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9)
     assert theirs[-1] < 0.5 * theirs[0]
@@ -70,7 +70,7 @@ def test_a_step_returns_the_loss_before_it():
 
 
 def test_accuracy_is_of_the_held_out_examples_in_evaluation():
-    result = train(replace(RUN, norm="batchnorm", epochs=40), DATA)
+    result = train(replace(RUN, norm="batchnorm", steps=80), DATA)
     assert result.steps[-1] == len(result.losses) == 80
     assert all(accuracy in {right / 50 for right in range(51)} for accuracy in result.accuracies)
     assert result.accuracies[-1] > 0.7 > 0.4 > result.accuracies[0]

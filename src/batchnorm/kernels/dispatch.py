@@ -47,8 +47,9 @@ def backend(name: str) -> Iterator[None]:
 
     A backward pass runs on the backend of its forward pass, wherever it is called. What
     `torch.compile`, `torch.export`, `torch.func` and forward mode look into is always made of
-    PyTorch operations. The environment variable `BATCHNORM_BACKEND` does the same for a whole process; this goes before
-    it. A call that the backend cannot serve raises RuntimeError with the reason.
+    PyTorch operations. The environment variable `BATCHNORM_BACKEND` does the same for a whole
+    process; this goes before it. A call that the backend cannot serve raises RuntimeError with the
+    reason.
 
     Args:
         name: The name of one of `backends()`.

@@ -37,7 +37,7 @@ def conduct(
     data_set = load(spec)
     made_on = describe()
     outline = plan(data_set, quick=quick)
-    tasks = list(dict.fromkeys(task for claim in CLAIMS for task in claim.tasks(outline)))
+    tasks = [task for claim in CLAIMS for task in claim.tasks(outline)]
     with Store(folder, machine=made_on["cpu"]) as store:
         complete(tasks, data_set, store, console=console, jobs=jobs)
         story = Story(
@@ -60,5 +60,5 @@ def _lead(data_set: DataSet, outline: Plan) -> str:
         f"{channels}×{height}×{width} values in {data_set.classes} classes, and tried on "
         f"{len(data_set.test_labels)} that they had never seen: a dense one with sigmoids and a "
         "convolutional one with ReLU, each without batch normalization, with torch.nn’s, and with "
-        f"batchnorm’s, from {len(outline.seeds)} seeds, at learning rates from too low to too high."
+        f"batchnorm’s, from {len(outline.seeds)} seeds, at several learning rates."
     )

@@ -86,7 +86,8 @@ def _side_by_side(tasks: Sequence[Task[Any]], data_set: DataSet, jobs: int) -> G
             "start again to go on, with fewer jobs"
         ) from error
     finally:
-        get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
+        if jobs > 1:
+            get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
 
 
 def _work(task: Task[Any], data_set: DataSet, study: int) -> _Done:

@@ -9,7 +9,7 @@ import numpy as np
 from batchnorm.study.data import DataSet
 from batchnorm.study.networks import NORMS
 from batchnorm.study.tasks import fingerprint
-from batchnorm.study.training import Run, batches_in_epoch
+from batchnorm.study.training import Run
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Size:
     """What a network gets of a study.
 
     Attributes:
-        steps: About how many steps a run has; it is rounded up to whole epochs.
+        steps: How many steps a run has.
         rates: The learning rates, from too low to too high.
         usual_rate: One of them, with which every norm trains.
     """
@@ -34,7 +34,6 @@ class Plan:
     Attributes:
         data: The data set's fingerprint.
         chance: The accuracy of always naming the most frequent class.
-        batches: How many batches an epoch has.
         sizes: What each network gets.
         seeds: The seeds of each run.
         repeats: How often the time of an epoch is taken.
@@ -42,23 +41,13 @@ class Plan:
 
     data: str
     chance: float
-    batches: int
     sizes: dict[str, Size]
     seeds: tuple[int, ...]
     repeats: int
 
-    def epochs(self, steps: int) -> int:
-        """Return how many epochs have at least so many steps."""
-        return -(-steps // self.batches)
-
-    def steps(self, network: str) -> int:
-        """Return how many steps a run of the grid has."""
-        return self.epochs(self.sizes[network].steps) * self.batches
-
     def run(self, network: str, norm: str, rate: float, seed: int) -> Run:
         """Return one run of the grid."""
-        epochs = self.epochs(self.sizes[network].steps)
-        return Run(self.data, network, norm, rate, seed, epochs)
+        return Run(self.data, network, norm, rate, seed, self.sizes[network].steps)
 
     def runs(self, network: str, norm: str, rate: float) -> list[Run]:
         """Return the runs of the grid that differ by the seed alone."""
@@ -81,7 +70,7 @@ _FULL = {
 }
 _QUICK = {
     "sigmoid": Size(400, (2.0,), usual_rate=2.0),
-    "conv": Size(69, (0.3, 3.0), usual_rate=0.3),
+    "conv": Size(70, (0.3, 3.0), usual_rate=0.3),
 }
 
 
@@ -99,7 +88,6 @@ def plan(data_set: DataSet, *, quick: bool = False) -> Plan:
     return Plan(
         data=fingerprint(data_set),
         chance=float(counts.max() / counts.sum()),
-        batches=batches_in_epoch(data_set, batch_size=60),
         sizes=_QUICK if quick else _FULL,
         seeds=(0, 1) if quick else (0, 1, 2, 3, 4),
         repeats=5 if quick else 20,

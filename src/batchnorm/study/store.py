@@ -50,9 +50,6 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __len__(self) -> int:
-        return len(self._lines)
-
     def __contains__(self, task: Task[Any]) -> bool:
         return task.key in self._lines
 

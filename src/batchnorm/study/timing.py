@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from batchnorm.study.data import DataSet
 from batchnorm.study.networks import NORMS, build
 from batchnorm.study.tasks import Outcome, Task
-from batchnorm.study.training import batches, batches_in_epoch, one_thread, step
+from batchnorm.study.training import batches, one_thread, step
 
 _LONGEST = 50  # batches that are timed at a time, and counted up to an epoch
 _TOLERANCE = 1e-3  # of a float32 loss over one epoch; training lets rounding grow from step to step
@@ -72,7 +72,7 @@ def measure(timing: Timing, data_set: DataSet) -> Times:
     Raises:
         ArithmeticError: The losses differ, so the times would not be of the same computation.
     """
-    in_epoch = batches_in_epoch(data_set, timing.batch_size)
+    in_epoch = max(1, len(data_set.train_labels) // timing.batch_size)
     timed = min(in_epoch, _LONGEST)
     data = list(islice(batches(data_set, timing.batch_size, seed=0), timed))
     models = {

@@ -48,7 +48,7 @@ class Run(Task[Result]):
         norm: One of `NORMS`.
         learning_rate: The length of a step, in units of the gradient.
         seed: What the initial weights and the order of the examples are drawn by.
-        epochs: How often all examples are seen.
+        steps: How many steps are taken.
         batch_size: Examples in a step.
         dtype: The type of the weights and the activations.
     """
@@ -60,7 +60,7 @@ class Run(Task[Result]):
     norm: str
     learning_rate: float
     seed: int
-    epochs: int
+    steps: int
     batch_size: int = 60
     dtype: str = "float32"
 
@@ -90,7 +90,6 @@ def train(run: Run, data_set: DataSet) -> Result:
     """
     start = time.perf_counter()
     dtype: torch.dtype = getattr(torch, run.dtype)
-    last = run.epochs * batches_in_epoch(data_set, run.batch_size)
     held_out = np.random.default_rng(0).permutation(len(data_set.test_labels))[:_HELD_OUT]
     test = _tensors(data_set.test_inputs[held_out], data_set.test_labels[held_out], dtype)
     losses: list[float] = []
@@ -98,12 +97,12 @@ def train(run: Run, data_set: DataSet) -> Result:
     accuracies: list[float] = []
     with one_thread():
         model = build(run.network, run.norm, data_set.shape, data_set.classes, run.seed).to(dtype)
-        for x, y in islice(batches(data_set, run.batch_size, run.seed, dtype), last):
+        for x, y in islice(batches(data_set, run.batch_size, run.seed, dtype), run.steps):
             loss = step(model, x, y, run.learning_rate)
             if not math.isfinite(loss):
                 break
             losses.append(loss)
-            if len(losses) in (last, next_evaluation(steps)):
+            if len(losses) in (run.steps, next_evaluation(steps)):
                 steps.append(len(losses))
                 accuracies.append(_accuracy(model, *test))
     return Result(
@@ -111,7 +110,7 @@ def train(run: Run, data_set: DataSet) -> Result:
         steps=steps,
         accuracies=accuracies,
         seconds=time.perf_counter() - start,
-        reason="" if len(losses) == last else f"the loss was {loss} at step {len(losses) + 1}",
+        reason="" if len(losses) == run.steps else f"the loss was {loss} at step {len(losses) + 1}",
     )
 
 
@@ -159,11 +158,6 @@ def batches(
         for chosen in np.split(order, range(batch_size, count, batch_size)):
             if len(chosen) == min(batch_size, count):
                 yield _tensors(data_set.train_inputs[chosen], data_set.train_labels[chosen], dtype)
-
-
-def batches_in_epoch(data_set: DataSet, batch_size: int) -> int:
-    """Return how many batches an epoch has."""
-    return max(1, len(data_set.train_labels) // batch_size)
 
 
 def next_evaluation(steps: list[int]) -> int:

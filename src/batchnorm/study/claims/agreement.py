@@ -31,13 +31,12 @@ def measure(plan: Plan, store: Store) -> list[Finding]:
 def _pairs(network: str, plan: Plan) -> dict[str, list[Run]]:
     rate = plan.sizes[network].usual_rate
     grid = [plan.run(network, norm, rate, plan.seeds[0]) for norm in ("torch", "batchnorm")]
-    epochs = plan.epochs(_steps(network, plan))
-    double = [replace(run, epochs=epochs, dtype="float64") for run in grid]
+    double = [replace(run, steps=_steps(network, plan), dtype="float64") for run in grid]
     return {"float32": grid, "float64": double}
 
 
 def _steps(network: str, plan: Plan) -> int:
-    return min(_STEPS, plan.steps(network))
+    return min(_STEPS, plan.sizes[network].steps)
 
 
 def _differences(pair: list[Run], plan: Plan, store: Store) -> list[float]:
@@ -103,7 +102,7 @@ CLAIM = Claim(
     measured="Two runs with the same seed, one with torch.nn's batch normalization and one with "
     f"batchnorm's, are compared loss by loss over up to {_STEPS} steps.",
     rule=f"It holds for a network if no two losses differ by more than {_TOLERANCE:g} in float64.",
-    unit="last loss compared",
+    unit="last loss",
     headings=("network", "type", "largest difference"),
     tasks=tasks,
     measure=measure,

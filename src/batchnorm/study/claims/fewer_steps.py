@@ -40,14 +40,14 @@ def steps_until(result: Result, accuracy: float) -> float:
 def _with(network: str, plan: Plan, store: Store) -> Finding:
     rate = best_rate(plan, store, network, "plain")
     goals = [best(store[run]) for run in plan.runs(network, "plain", rate)]
-    goal = float(np.mean(goals))
-    if not learned(goal, plan):
+    reached = float(np.mean(goals))
+    if not learned(reached, plan):
         return Finding(network, f"The plain {network} network learned nothing.", "no goal")
 
     def steps(norm: str, rate: float) -> list[float]:
         runs = plan.runs(network, norm, rate)
         counts = [steps_until(store[run], goal) for run, goal in zip(runs, goals, strict=True)]
-        return [min(count, plan.steps(network)) for count in counts]
+        return [min(count, plan.sizes[network].steps) for count in counts]
 
     plain = steps("plain", rate)
     ours = ratio(plain, steps("batchnorm", rate))
@@ -66,7 +66,7 @@ def _with(network: str, plan: Plan, store: Store) -> Finding:
     return Finding(
         network,
         f"With the learning rate that is best for the plain {network} network, {rate:g}, it had "
-        f"its best accuracy, {goal:.1%}, after {cells['plain']} steps, and the normalized one "
+        f"its best accuracy, {reached:.1%}, after {cells['plain']} steps, and the normalized one "
         f"had as much after {cells['batchnorm']}: a factor of {ours}.",
         str(ours),
         cells,
@@ -146,7 +146,7 @@ def _losses(plan: Plan, store: Store, network: str, rate: float) -> Panel:
 
 
 def _steps_axis(plan: Plan, network: str) -> Axis:
-    return Axis("steps", 1, plan.steps(network), log=True)
+    return Axis("steps", 1, plan.sizes[network].steps, log=True)
 
 
 CLAIM = Claim(
