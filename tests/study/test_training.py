@@ -123,7 +123,7 @@ def test_evaluations_are_as_far_apart_as_a_factor():
     while not steps or steps[-1] < 1000:
         steps.append(next_evaluation(steps))
     assert steps[:4] == [1, 2, 3, 4]
-    assert all(b <= max(a + 1, 1.05 * a) for a, b in pairwise(steps))
+    assert all(b <= max(a + 1, 1.1 * a) for a, b in pairwise(steps))
 
 
 @pytest.mark.parametrize("field", asdict(RUN))

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import cache
@@ -52,7 +53,8 @@ def complete(
     shared = [task for task in missing if not task.alone]
     alone = [task for task in missing if task.alone]
     waiting = dict.fromkeys([*shared, *alone])
-    with _progress(console) as progress:
+    with _progress(console) as progress, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"\d+ tasks (which|have)")  # joblib's, on Ctrl-C
         bar = progress.add_task(str(next(iter(waiting), "")), total=len(waiting))
         with closing(_side_by_side(shared, data_set, jobs)) as first:
             for task, outcome in chain(first, (_attempt(task, data_set) for task in alone)):

@@ -18,7 +18,7 @@ from batchnorm.study.data import DataSet
 from batchnorm.study.networks import build
 from batchnorm.study.tasks import Outcome, Task
 
-_GROWTH = 1.05  # a network is evaluated each time that its steps have grown by this factor
+_GROWTH = 1.1  # a network is evaluated each time that its steps have grown by this factor
 _HELD_OUT = 2000  # evaluations look at so many examples at the most: enough to see one percent
 
 
@@ -165,7 +165,7 @@ def next_evaluation(steps: list[int]) -> int:
 
     Example:
         >>> next_evaluation([]), next_evaluation([1]), next_evaluation([1, 2, 100])
-        (1, 2, 105)
+        (1, 2, 110)
     """
     return max(steps[-1] + 1, int(steps[-1] * _GROWTH)) if steps else 1
 
