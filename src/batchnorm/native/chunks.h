@@ -133,12 +133,12 @@ inline void sum_block(const Operands<T>& operands, const Span& span,
                                        operands.run(n + 2, span.c0, 0), operands.run(n + 3, span.c0, 0)};
             const Terms terms[Rows] = {{runs[0], k, options}, {runs[1], k, options},
                                        {runs[2], k, options}, {runs[3], k, options}};
-            sum_rows<A, Rows>(terms, channels, scratch.first.get(), scratch.second.get());
+            sum_rows<A>(terms, channels, scratch.first.get(), scratch.second.get());
         }
         for (; n < span.n1; ++n) {
             const Run<T> run = operands.run(n, span.c0, 0);
             const Terms terms[1] = {{run, k, options}};
-            sum_rows<A, 1>(terms, channels, scratch.first.get(), scratch.second.get());
+            sum_rows<A>(terms, channels, scratch.first.get(), scratch.second.get());
         }
         for (int64_t c = 0; c < channels; ++c) totals(c, scratch.first[c], scratch.second[c]);
     }

@@ -74,7 +74,11 @@ template <class T> struct Driver {
         const int64_t groups = geometry.groups, chunks = geometry.chunks;
         const int64_t own = bytes_a_value * geometry.group * call.N * call.S / geometry.fold;
         const bool even = ceil_divide(groups, threads) * threads * 4 <= groups * 5;
-        const bool at_once = even && own <= batchnorm::cache_bytes() / (2 * threads);
+        // a group's part of wide rows is on other pages in each row, and only so many are at hand
+        const int64_t row_bytes = bytes_a_value * call.x.outer;
+        const bool scattered = !geometry.planar && groups > 1 && row_bytes >= 4096 && call.N > 2048;
+        const bool at_once = sums && puts && even && !scattered &&
+                             own <= batchnorm::cache_bytes() / (2 * threads);
 #pragma omp parallel num_threads(threads) if (threads > 1)
         {
             Scratch<A> scratch(geometry.group);

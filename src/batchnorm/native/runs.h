@@ -79,8 +79,8 @@ template <class A> inline values<A> present(values<A> x, values<A> w, integers<A
 
 // y = activation((x - near) * scale + shift + residual)
 template <class T, Variant V, bool Planar, bool Streamed>
-inline void normalize_run(const Run<T>& run, const Coefficients<arithmetic<T>>& k, std::int64_t n,
-                          const Options& options) {
+inline void normalize_run(const Run<T> run, const Coefficients<arithmetic<T>>& k, std::int64_t n,
+                          const Options options) {
     using A = arithmetic<T>;
     const Numbers<A, !Planar> near(k.near), scale(k.scale), shift(k.shift);
     sweep<A>(n, [&](std::int64_t i, int count) BN_INLINE {
@@ -107,8 +107,8 @@ inline void normalize_run(const Run<T>& run, const Coefficients<arithmetic<T>>& 
 // The gradient by z, at values i ...; `distance` becomes x - near.
 template <class T, Variant V, bool Planar> struct Upstream {
     using A = arithmetic<T>;
-    const Run<T>& run;
-    const Options& options;
+    const Run<T> run;  // copies, which no store of a result can change
+    const Options options;
     const Numbers<A, !Planar> near, scale, shift;
 
     Upstream(const Run<T>& run, const Coefficients<A>& k, const Options& options)
@@ -144,29 +144,32 @@ inline void apply_run(const Run<T>& run, const Coefficients<arithmetic<T>>& k, s
                       const Options& options) {
     using A = arithmetic<T>;
     const Upstream<T, V, Planar> upstream(run, k, options);
+    T* const out = run.out;
+    T* const dresidual = run.dresidual;
+    const bool through = options.through;
     const Numbers<A, !Planar> offset(k.offset), slope(k.slope);
     sweep<A>(n, [&](std::int64_t i, int count) BN_INLINE {
         values<A> distance;
         integers<A> absent{};
         const auto g = upstream.at(i, count, &distance, &absent);
         auto dx = g * read(upstream.scale, i, count);
-        if (options.through) {
+        if (through) {
             auto back = distance * read(slope, i, count) + read(offset, i, count);
             if constexpr (V == Variant::general)
-                if (run.w) back *= upstream.weight(i, count);
+                if (upstream.run.w) back *= upstream.weight(i, count);
             dx += back;
         }
         if constexpr (V == Variant::general) dx = absent ? values<A>{} : dx;
-        write<T, Streamed>(run.out, i, count, dx);
+        write<T, Streamed>(out, i, count, dx);
         if constexpr (V == Variant::relu_residual || V == Variant::general)
-            if (run.dresidual) write<T, false>(run.dresidual, i, count, g);
+            if (dresidual) write<T, false>(dresidual, i, count, g);
     });
 }
 
 // What is summed for the moments: w * (x - near), and w * (x - near)^2.
 template <class T, bool Planar, bool Masked> struct Spread {
     using A = arithmetic<T>;
-    const Run<T>& run;
+    const Run<T> run;
     const Numbers<A, !Planar> near;
 
     Spread(const Run<T>& run, const Coefficients<A>& k, const Options&) : run(run), near(k.near) {}
@@ -210,6 +213,7 @@ inline void sum_run(const Terms& terms, std::int64_t n, values<A>* sums) {
     values<A> first[unroll] = {}, second[unroll] = {}, p, q;
     std::int64_t i = 0;
     for (; i + unroll * lanes <= n; i += unroll * lanes) {
+#pragma GCC unroll 4
         for (int u = 0; u < unroll; ++u) {
             terms.at(i + u * lanes, 0, &p, &q);
             first[u] += p;
@@ -232,16 +236,15 @@ inline void sum_run(const Terms& terms, std::int64_t n, values<A>* sums) {
 }
 
 // Adds rows of a run a position to the sums of each channel: first (n), second (n).
-template <class A, int Rows, class Terms>
-inline void sum_rows(const Terms* terms, std::int64_t n, A* first, A* second) {
+template <class A, class Terms, int Rows>
+inline void sum_rows(const Terms (&terms)[Rows], std::int64_t n, A* first, A* second) {
     sweep<A>(n, [&](std::int64_t i, int count) BN_INLINE {
         values<A> p[Rows], q[Rows];
+#pragma GCC unroll 4
         for (int r = 0; r < Rows; ++r) terms[r].at(i, count, &p[r], &q[r]);
-        for (int step = 1; step < Rows; step *= 2) {
-            for (int r = 0; r + step < Rows; r += 2 * step) {
-                p[r] += p[r + step];
-                q[r] += q[r + step];
-            }
+        if constexpr (Rows == 4) {
+            p[0] = (p[0] + p[1]) + (p[2] + p[3]);
+            q[0] = (q[0] + q[1]) + (q[2] + q[3]);
         }
         write<A, false>(first, i, count, read(first, i, count) + p[0]);
         write<A, false>(second, i, count, read(second, i, count) + q[0]);

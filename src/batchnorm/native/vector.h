@@ -76,11 +76,22 @@ inline floats widen(bfloat16, Vector<float>::halves half) {
     return cast<floats>(__builtin_convertvector(half, Vector<float>::bits) << 16);
 }
 
+// The lower halves of numbers below 2^16.
+inline Vector<float>::halves low_halves(Vector<float>::bits bits) {
+#if BN_BYTES == 32
+    const __m256i all = cast<__m256i>(bits);
+    return cast<Vector<float>::halves>(
+        _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)));
+#else
+    return __builtin_convertvector(bits, Vector<float>::halves);
+#endif
+}
+
 inline Vector<float>::halves narrow(bfloat16, floats v) {
     const auto bits = cast<Vector<float>::bits>(v);
     const auto rounded = bits + 0x7fff + ((bits >> 16) & 1);  // to nearest, ties to even
     const auto chosen = v == v ? rounded : (bits | 0x400000);
-    return __builtin_convertvector(chosen >> 16, Vector<float>::halves);
+    return low_halves(chosen >> 16);
 }
 
 #if BN_BYTES == 64
