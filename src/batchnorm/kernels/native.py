@@ -24,7 +24,8 @@ from batchnorm.moments import Moments
 _native: Any = None
 _REASON: str | None = None
 try:
-    _native = import_module("batchnorm.kernels._native")  # after torch, whose threads it shares
+    # after torch, whose threads it shares; another build can take its place, to be tested
+    _native = import_module(os.environ.get("BATCHNORM_NATIVE", "batchnorm.kernels._native"))
 except ImportError as error:
     _REASON = f"{error}: the package was installed where there is no C++ compiler, or not compiled"
 
@@ -51,6 +52,17 @@ def release() -> int:
         True
     """
     return 0 if _native is None else int(_native.release_buffers())
+
+
+def instructions() -> list[str]:
+    """Return the instruction sets that this processor can run, the one in use first.
+
+    Example:
+        >>> from batchnorm.kernels import native
+        >>> native.instructions()[-1:]
+        [...]
+    """
+    return [] if _native is None else list(_native.instructions())
 
 
 class View(NamedTuple):

@@ -1,5 +1,6 @@
 // What Python sees: addresses, steps and sizes go in, numbers come out. The checks are in Python.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <cmath>
@@ -153,7 +154,8 @@ NB_MODULE(_native, module) {
         .def("forward", &Plan::forward)
         .def("backward", &Plan::backward);
     module.def("follow", &follow);
-    module.def("instructions", [] { return kernels().name; });
+    module.def("instructions", &instructions);
+    module.def("use_instructions", &use_instructions);
     module.def("cache_bytes", &cache_bytes);
     module.def("limit_buffers", &limit_blocks);
     module.def("release_buffers", &release_blocks);

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
 namespace batchnorm {
 
@@ -66,7 +68,11 @@ struct Kernels {
 // Compiled several times, for one instruction set each.
 extern const Kernels baseline_kernels, avx2_kernels, avx512_kernels;
 
-// The best that this processor can run.
+// What is used: the best that this processor can run, or what was chosen.
 const Kernels& kernels();
+
+// The names of what this processor can run, the best first; and the choice of another one.
+std::vector<std::string> instructions();
+void use_instructions(const std::string& name);
 
 }  // namespace batchnorm

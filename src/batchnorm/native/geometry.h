@@ -41,7 +41,7 @@ public:
             step = parts > 1 ? 1 : most(1, long_run / most(S, 1));
             chunks = S ? ceil_divide(N, step) * parts : 0;
         } else {
-            if (dense && (C < 64 || (C < 256 && C % 16 != 0))) {
+            if (dense && C > 0 && (C < 64 || (C < 256 && C % 16 != 0))) {
                 while (width < 64 || (width % 16 != 0)) width *= 2, fold *= 2;
             }
             rows = N / fold;

@@ -1,8 +1,10 @@
 // What this processor is: which instructions it knows and how large its caches are.
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <initializer_list>
+#include <stdexcept>
 
 #include "cache.h"
 #include "call.h"
@@ -51,19 +53,42 @@ std::int64_t cache_bytes() {
     return bytes;
 }
 
-const Kernels& kernels() {
+namespace {
+
+// What this processor can run, the best first.
+std::vector<const Kernels*> runnable() {
+    std::vector<const Kernels*> found;
 #if defined(BN_X86)
-    static const Kernels& best = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")
-                                     ? avx512_kernels
-                                 : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                                         __builtin_cpu_supports("f16c")
-                                     ? avx2_kernels
-                                     : baseline_kernels;
-    return best;
-#else
-    return baseline_kernels;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+            found.push_back(&avx512_kernels);
+        found.push_back(&avx2_kernels);
+    }
 #endif
+    found.push_back(&baseline_kernels);
+    return found;
+}
+
+std::atomic<const Kernels*>& chosen() {
+    static std::atomic<const Kernels*> kernels{runnable().front()};
+    return kernels;
+}
+
+}  // namespace
+
+const Kernels& kernels() { return *chosen().load(std::memory_order_relaxed); }
+
+std::vector<std::string> instructions() {
+    std::vector<std::string> names;
+    for (const Kernels* const kernels : runnable()) names.emplace_back(kernels->name);
+    return names;
+}
+
+void use_instructions(const std::string& name) {
+    for (const Kernels* const kernels : runnable())
+        if (kernels->name == name) return chosen().store(kernels);
+    throw std::invalid_argument("this processor does not have the instructions " + name);
 }
 
 }  // namespace batchnorm
