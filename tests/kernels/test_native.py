@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from support import ACTIVATIONS, FLOATS, as_numpy, assert_close, named, parameter_dtype
+from support import ACTIVATIONS, FLOATS, TOLERANCES, as_numpy, assert_close, named, parameter_dtype
 
 import batchnorm as bn
 from batchnorm import reference
@@ -101,7 +101,13 @@ def test_drawn_batches_equal_the_reference(data, instructions):
     magnified = (np.abs(expected.mean) * 1e-13 / np.sqrt(expected.var() + 1e-5)).max(initial=0)
     slack = 20 + (magnified / 1e-13 if dtype == torch.float64 else 0)
     assert_close(y, reference.forward(*args, **options), dtype, scale=slack / 10)
-    assert_close(found.x, gradients.x, dtype, scale=slack)
+    # dx is a difference of what gamma / std makes of dy, and may vanish where those do not
+    if x.numel():
+        parts = (
+            weight.abs().double() * moments.inverse_std(form.eps, correction)
+        ).max() * dy.abs().max()
+        error = np.abs(as_numpy(found.x) - gradients.x).max()
+        assert error <= slack / 4 * TOLERANCES[dtype]["value"] * max(float(parts), 1e-3)
     if residual is not None:
         assert_close(found.residual, gradients.residual, dtype, scale=slack / 10)
     assert_close(found.weight, gradients.gamma, wide, "sum", scale=slack)

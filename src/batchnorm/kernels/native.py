@@ -107,7 +107,9 @@ def _view(shape: tuple[int, ...], strides: tuple[int, ...], channel: int) -> Vie
     dims = tuple(d for d, size in enumerate(shape) if size > 1 and d != channel)
     dims = tuple(sorted(dims, key=lambda d: -strides[d]))
     sizes = [shape[d] for d in dims]
-    if (C == 1 or strides[channel] == 1) and _collapsed(shape, strides, dims) >= (C if C > 1 else 2):
+    if (C == 1 or strides[channel] == 1) and _collapsed(shape, strides, dims) >= (
+        C if C > 1 else 2
+    ):
         return View(False, math.prod(sizes), C, 1, dims, (), channel)
     if C > 1 and strides[channel] == 1 and not dims:
         return View(False, 1, C, 1, (), (), channel)
@@ -124,9 +126,7 @@ def _view(shape: tuple[int, ...], strides: tuple[int, ...], channel: int) -> Vie
 
 
 @lru_cache(maxsize=4096)
-def _steps(
-    shape: tuple[int, ...], strides: tuple[int, ...], view: View
-) -> tuple[int, int] | None:
+def _steps(shape: tuple[int, ...], strides: tuple[int, ...], view: View) -> tuple[int, int] | None:
     """Return the steps from outer position to the next, and from channel to channel, of a tensor.
 
     None if its dimensions do not collapse as those of the view.
