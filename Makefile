@@ -6,13 +6,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help study test check bench docs readme format clean
+.PHONY: help study test check sanitize bench docs readme format clean
 
 help: ## show the verbs
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
 
 # The environment is made anew only when what it is made from has changed.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/batchnorm/native/*)
 	$(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all]'
 	@touch $@
@@ -28,6 +28,14 @@ check: $(READY) ## check format, lint, types and the documentation
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(MAKE) docs
+
+# Leaks are not looked for: Python and torch keep what they have until the end.
+sanitize: $(READY) ## run the tests of the kernels under AddressSanitizer and UBSan
+	cmake -S . -B build/sanitize -DBATCHNORM_SANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python)
+	cmake --build build/sanitize --parallel 2
+	PYTHONPATH=build/sanitize BATCHNORM_NATIVE=_native ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	$(BIN)/python -m pytest tests/kernels/test_native.py tests/kernels/test_steps.py
 
 bench: $(READY) ## time the layer beside torch.nn and write benchmarks/results
 	$(BIN)/python -m benchmarks.batch_norm

@@ -10,8 +10,8 @@ from torch.autograd import forward_ad
 
 from batchnorm import kernels
 from batchnorm.functional.checks import OnSmallBatch, check_batch, check_on_small_batch
-from batchnorm.kernels import DIFFERENTIABLE, Activation, Backend, Form, Given
-from batchnorm.moments import Moments, divide, statistics_dtype
+from batchnorm.kernels import DIFFERENTIABLE, Activation, Backend, Form, Given, Needs, native
+from batchnorm.moments import Moments
 
 ActivationLike = str | tuple[str, float] | Activation | None
 
@@ -148,22 +148,16 @@ def normalize(
         mask: The weights of the positions, of the rank of `x`, or None.
         form: Everything else.
     """
-    plain = _is_traced_or_transformed()
-    backend = DIFFERENTIABLE if plain else kernels.choose(x, form)
-    moments, count = None, None
-    if running is None:
-        with torch.set_grad_enabled(plain and torch.is_grad_enabled()):
-            moments = backend.collect(x, mask, form)
-            mean, inverse_std = moments.mean, moments.inverse_std(form.eps, form.correction)
-        count = moments.count
-    else:
-        mean, inverse_std = _fixed(running, x, form)
-    given = Given(x, mean, inverse_std, weight, bias, residual, mask, form)
-    if plain or not torch.is_grad_enabled():
-        y = backend.normalize(given)
-    else:
-        y = _BatchNorm.apply(backend, count, *given)  # type: ignore[no-untyped-call]
-    return y, moments
+    if _is_traced_or_transformed():
+        found = DIFFERENTIABLE.forward(x, weight, bias, residual, mask, form, running)
+        return found.y, found.moments
+    backend = kernels.choose(x, form)
+    if torch.is_grad_enabled():
+        return _BatchNorm.apply(  # type: ignore[no-any-return, no-untyped-call]
+            backend, form, running, x, weight, bias, residual, mask
+        )
+    found = backend.forward(x, weight, bias, residual, mask, form, running)
+    return found.y, found.moments
 
 
 def update_running(
@@ -192,89 +186,99 @@ def update_running(
     """
     if not isinstance(moments.count, Tensor) and moments.count <= 1:
         return
+    if momentum is None and num_batches_tracked is None:
+        raise ValueError("momentum=None averages over all batches: pass num_batches_tracked")
+    if not _is_traced_or_transformed() and native.follow(
+        (running_mean, running_var), moments, momentum, num_batches_tracked
+    ):
+        return
     with torch.no_grad():
         mean, var = moments.mean, moments.var(correction=1)
         good = (mean + var).sum().isfinite() & (moments.count > 1)
         if num_batches_tracked is not None:
             num_batches_tracked.add_(good)
+        rate: Tensor | float
         if momentum is not None:
-            rate: Tensor | float = momentum
+            rate = momentum
         elif num_batches_tracked is not None:
             rate = 1 / num_batches_tracked.to(mean.dtype)
-        else:
-            raise ValueError("momentum=None averages over all batches: pass num_batches_tracked")
         for running, batch in ((running_mean, mean), (running_var, var)):
             running.add_(torch.where(good, batch - running, 0) * rate)
 
 
 class _BatchNorm(torch.autograd.Function):
-    """The four steps as one node of the graph, which keeps x and two numbers a channel.
+    """The whole layer as one node of the graph, which keeps x and two numbers a channel.
 
-    `count` is the number of values behind the moments, or None if they do not depend on x. Nothing
-    that is kept is a buffer, so that a later forward may update those.
+    It returns y and the batch's moments, or None where running ones normalized it. Nothing that is
+    kept is a buffer, so that a later forward may update those.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, backend: Backend, count: Tensor | float | None, *fields: *tuple[Any, ...]
-    ) -> Tensor:
-        given = Given._make(fields)
-        ctx.backend, ctx.form = backend, given.form
-        kept = given if given.form.activation else given._replace(residual=None)  # z's alone
+        ctx: Any,
+        backend: Backend,
+        form: Form,
+        running: tuple[Tensor, Tensor] | None,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        mask: Tensor | None,
+    ) -> tuple[Tensor, Moments | None]:
+        y, moments, mean, inverse_std = backend.forward(
+            x, weight, bias, residual, mask, form, running
+        )
+        ctx.backend, ctx.form = backend, form
+        count = None if moments is None else moments.count
         ctx.count = None if isinstance(count, Tensor) else count
-        ctx.save_for_backward(count if isinstance(count, Tensor) else None, *kept[:-1])
-        return backend.normalize(given)
+        ctx.save_for_backward(
+            count if isinstance(count, Tensor) else None,
+            x,
+            mean,
+            inverse_std,
+            weight,
+            bias,
+            residual if form.activation else None,  # z's alone
+            mask,
+        )
+        return y, moments
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor, _: None) -> tuple[Tensor | None, ...]:
         count, *tensors = ctx.saved_tensors
         count = ctx.count if count is None else count
         backend, form = ctx.backend, ctx.form
-        given = Given._make([*tensors, form])
+        given = Given(*tensors, form)
         if torch.is_grad_enabled():  # a gradient of this gradient is wanted: all depends on x
             backend = DIFFERENTIABLE
             if count is not None:
                 moments = backend.collect(given.x, given.mask, form)
                 inverse_std = moments.inverse_std(form.eps, form.correction)
                 given = given._replace(mean=moments.mean, inverse_std=inverse_std)
-        needs = Given._make(ctx.needs_input_grad[2:])
-        dweight = dbias = dx = dresidual = through = None
-        if needs.weight or needs.bias or (needs.x and count is not None):
-            dbias, dweight = backend.reduce_grad(dy, given)
-            if count is not None:
-                through = divide(dbias, count), divide(dweight, count - form.correction)
-        if needs.x or needs.residual:
-            dx, dresidual = backend.apply_grad(dy, given, through)
+        needs = Needs._make(ctx.needs_input_grad[3:7])
+        dx, dweight, dbias, dresidual = backend.backward(dy, given, count, needs)
         return (
             None,
             None,
+            None,
             dx if needs.x else None,
-            None,
-            None,
             dweight if needs.weight else None,  # autograd gives each the type of its input
             dbias if needs.bias else None,
             dresidual if needs.residual else None,
             None,
-            None,
         )
-
-
-def _fixed(running: tuple[Tensor, Tensor], x: Tensor, form: Form) -> tuple[Tensor, Tensor]:
-    """Return the running mean and 1 / sqrt(var + eps) as fresh tensors, safe to keep."""
-    kept = statistics_dtype(x.device)
-    mean = running[0].detach().to(kept, copy=True)
-    return mean, (running[1].detach().to(kept) + form.eps).rsqrt()
 
 
 def _is_traced_or_transformed() -> bool:
     """Return whether something looks into the call: a compiler, `torch.func`, forward mode.
 
-    It is then shown plain differentiable operations, and not one closed node.
+    A mode that sees every operation counts, too. It is then shown plain differentiable operations, and not one closed node.
     """
     return (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack() > 0
         or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     )
 

@@ -3,7 +3,10 @@
 from batchnorm.kernels.activations import Activation as Activation
 from batchnorm.kernels.contract import Backend as Backend
 from batchnorm.kernels.contract import Form as Form
+from batchnorm.kernels.contract import Found as Found
 from batchnorm.kernels.contract import Given as Given
+from batchnorm.kernels.contract import Gradients as Gradients
+from batchnorm.kernels.contract import Needs as Needs
 from batchnorm.kernels.dispatch import DIFFERENTIABLE as DIFFERENTIABLE
 from batchnorm.kernels.dispatch import backend as backend
 from batchnorm.kernels.dispatch import backends as backends

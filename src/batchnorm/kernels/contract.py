@@ -6,7 +6,11 @@
     apply_grad(dy, given, through)   -> dx, dresidual
 
 where g = dy * activation'(z), and z, the input of the activation, is computed anew from x. A merge
-may stand between the steps, so that whatever changes the moments composes with every backend.
+may stand between the steps, so that whatever changes the moments composes with every backend. Where
+none does, two calls do all of it, and may read memory less often:
+
+    forward(x, ...)                  -> y, moments          collect and normalize
+    backward(dy, given, count, ...)  -> the gradients       reduce_grad and apply_grad
 """
 
 from __future__ import annotations
@@ -57,8 +61,42 @@ class Given(NamedTuple):
     form: Form
 
 
+class Found(NamedTuple):
+    """What `forward` returns.
+
+    Attributes:
+        y: The normalized batch.
+        moments: The batch's, where those normalized it.
+        mean: What was subtracted, (C,), in the precision of the statistics, safe to keep.
+        inverse_std: What it was multiplied by, (C,), likewise.
+    """
+
+    y: Tensor
+    moments: Moments | None
+    mean: Tensor
+    inverse_std: Tensor
+
+
+class Needs(NamedTuple):
+    """Which gradients are wanted."""
+
+    x: bool = True
+    weight: bool = True
+    bias: bool = True
+    residual: bool = True
+
+
+class Gradients(NamedTuple):
+    """The gradients that were wanted, and maybe others; those of the channels are (C,)."""
+
+    x: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    residual: Tensor | None
+
+
 class Backend(Protocol):
-    """One way to compute the four steps."""
+    """One way to compute the four steps, and the two calls made of them."""
 
     @property
     def name(self) -> str:
@@ -89,3 +127,20 @@ class Backend(Protocol):
 
             dx = weight * inverse_std * (g - mask * (through[0] + xhat * through[1]))
         """
+
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        mask: Tensor | None,
+        form: Form,
+        running: tuple[Tensor, Tensor] | None,
+    ) -> Found:
+        """Normalize by the running mean and variance, or, if that is None, by the batch's own."""
+
+    def backward(
+        self, dy: Tensor, given: Given, count: Tensor | float | None, needs: Needs
+    ) -> Gradients:
+        """Return the gradients; `count` is that of the moments, None if they do not depend on x."""

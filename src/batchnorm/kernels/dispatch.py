@@ -17,6 +17,7 @@ from torch import Tensor
 
 from batchnorm.kernels.contract import Backend, Form
 from batchnorm.kernels.eager import Eager
+from batchnorm.kernels.native import Native
 
 VARIABLE = "BATCHNORM_BACKEND"
 
@@ -24,7 +25,9 @@ VARIABLE = "BATCHNORM_BACKEND"
 DIFFERENTIABLE = Eager()
 
 _EAGER = Eager(in_place=True)
-_BACKENDS: dict[str, Backend] = {_EAGER.name: _EAGER}  # the preferred one first
+_NATIVE = Native()
+#: The preferred one first.
+_BACKENDS: dict[str, Backend] = {_NATIVE.name: _NATIVE, _EAGER.name: _EAGER}
 _forced: ContextVar[str | None] = ContextVar("batchnorm_backend", default=None)
 _log = logging.getLogger("batchnorm")
 
@@ -36,7 +39,7 @@ def backends() -> tuple[Backend, ...]:
 
     Example:
         >>> [backend.name for backend in backends()]
-        ['eager']
+        ['native', 'eager']
     """
     return tuple(_BACKENDS.values())
 

@@ -11,8 +11,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from batchnorm.kernels.contract import Form, Given
-from batchnorm.moments import Moments, over_channels, present, sum_positions
+from batchnorm.kernels.contract import Form, Found, Given, Gradients, Needs
+from batchnorm.moments import (
+    Moments,
+    divide,
+    over_channels,
+    present,
+    statistics_dtype,
+    sum_positions,
+)
 
 
 class Eager:
@@ -80,6 +87,41 @@ class Eager:
         if given.mask is not None:
             dx = torch.where((given.mask == 0) & ~given.x.isfinite(), 0, dx)
         return dx.to(given.x.dtype), g
+
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        mask: Tensor | None,
+        form: Form,
+        running: tuple[Tensor, Tensor] | None,
+    ) -> Found:
+        """Return y and what normalized it."""
+        moments = None
+        if running is None:
+            moments = self.collect(x, mask, form)
+            mean, inverse_std = moments.mean, moments.inverse_std(form.eps, form.correction)
+        else:
+            kept = statistics_dtype(x.device)
+            mean = running[0].detach().to(kept, copy=True)
+            inverse_std = (running[1].detach().to(kept) + form.eps).rsqrt()
+        given = Given(x, mean, inverse_std, weight, bias, residual, mask, form)
+        return Found(self.normalize(given), moments, mean, inverse_std)
+
+    def backward(
+        self, dy: Tensor, given: Given, count: Tensor | float | None, needs: Needs
+    ) -> Gradients:
+        """Return the gradients."""
+        dweight = dbias = dx = dresidual = through = None
+        if needs.weight or needs.bias or (needs.x and count is not None):
+            dbias, dweight = self.reduce_grad(dy, given)
+            if count is not None:
+                through = divide(dbias, count), divide(dweight, count - given.form.correction)
+        if needs.x or needs.residual:
+            dx, dresidual = self.apply_grad(dy, given, through)
+        return Gradients(dx, dweight, dbias, dresidual)
 
     def _over(self, temporary: Tensor) -> Tensor | None:
         """Return where a result may go: over a temporary of its size, or None for a new tensor."""

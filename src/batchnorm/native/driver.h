@@ -1,0 +1,234 @@
+// The order of the work: which chunk when, by which thread, and what stands between the passes.
+//
+// Where a group of channels fits in the cache, a thread does all of it at once, so that memory is
+// read once. Otherwise all groups are summed first, and written second, in reverse, so that what is
+// still in the cache is used. The partial sums are combined in one order whatever happened.
+#pragma once
+
+#include <cmath>
+#include <type_traits>
+
+#include <omp.h>
+
+#include "cache.h"
+#include "chunks.h"
+
+namespace BN_ISA {
+
+// Whether values leave the caches before anyone can use them: then they need not go through them.
+inline bool goes_past_cache(int64_t bytes) { return bytes > batchnorm::cache_bytes(); }
+
+template <class T> struct Driver {
+    using A = arithmetic<T>;
+    const Call& call;
+    Operands<T> operands;
+    const Geometry& geometry;
+    Options options;
+    int threads;
+    bool past;
+    Array<A> near, scale, shift, offset, slope;  // (width): the coefficients, once a fold
+    Coefficients<A> k;
+
+    Driver(const Call& call, const Operands<T>& operands, bool through)
+        : call(call), operands(operands), geometry(operands.geometry),
+          options{call.activation, call.parameter, through},
+          past(goes_past_cache(call.N * call.C * call.S * sizeof(T))), near(geometry.width),
+          scale(geometry.width), shift(geometry.width), offset(geometry.width), slope(geometry.width),
+          k{near.get(), scale.get(), shift.get(), offset.get(), slope.get()} {
+        const int64_t grain = 1 << 14;
+        const int64_t useful = least(geometry.groups * geometry.chunks, call.N * call.C * call.S / grain);
+        threads = static_cast<int>(most(1, least(call.threads, useful)));
+    }
+
+    // What normalizes channel c. The mean is two floats: what `near` lacks goes into the shift.
+    void set_channel(int64_t c) const {
+        const double mean = call.mean[c], own = call.inverse_std[c] * call.weight.get(c, 1);
+        const A rounded = static_cast<A>(mean);
+        for (int64_t i = c; i < geometry.width; i += call.C) {
+            near[i] = rounded;
+            scale[i] = static_cast<A>(own);
+            shift[i] = static_cast<A>(call.bias.get(c, 0) - (mean - rounded) * own);
+        }
+    }
+
+    // dx = scale * (g - w * (mean_g + xhat * mean_gx)), as g * scale + w * (offset + distance * slope)
+    void set_through(int64_t c, double mean_g, double mean_gx) const {
+        const double own = call.inverse_std[c] * call.weight.get(c, 1);
+        const double rest = call.mean[c] - static_cast<A>(call.mean[c]);
+        const double steep = own * mean_gx * call.inverse_std[c];
+        for (int64_t i = c; i < geometry.width; i += call.C) {
+            slope[i] = static_cast<A>(-steep);
+            offset[i] = static_cast<A>(steep * rest - own * mean_g);
+        }
+    }
+
+    // Calls f(k, i) for each chunk k, and each place i in its `width` numbers, that hold channel c.
+    template <class F> void each_part(int64_t c, F f) const {
+        for (int64_t k = 0; k < geometry.chunks; ++k)
+            for (int64_t i = c; i < geometry.chunk_width(k); i += call.C) f(k, i);
+    }
+
+    // Runs the passes: sum(span, k, scratch), then ready(c) for each channel, then put(span).
+    template <class Sum, class Ready, class Put>
+    void passes(bool sums, bool puts, int64_t bytes_a_value, Sum sum, Ready ready, Put put) const {
+        const int64_t groups = geometry.groups, chunks = geometry.chunks;
+        const int64_t own = bytes_a_value * geometry.group * call.N * call.S / geometry.fold;
+        const bool even = ceil_divide(groups, threads) * threads * 4 <= groups * 5;
+        // a group's part of wide rows is on other pages in each row, and only so many are at hand
+        const int64_t row_bytes = bytes_a_value * call.x.outer;
+        const bool scattered = !geometry.planar && groups > 1 && row_bytes >= 4096 && call.N > 2048;
+        const bool at_once = sums && puts && even && !scattered &&
+                             own <= batchnorm::cache_bytes() / (2 * threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+        {
+            Scratch<A> scratch(geometry.group);
+            if (at_once) {
+#pragma omp for schedule(static)
+                for (int64_t g = 0; g < groups; ++g) {
+                    if (sums)
+                        for (int64_t k = 0; k < chunks; ++k) sum(geometry.span(g, k), k, scratch);
+                    const int64_t c0 = g * geometry.group;
+                    for (int64_t c = c0; c < least(call.C, c0 + geometry.group); ++c) ready(c);
+                    if (puts)
+                        for (int64_t k = chunks; k-- > 0;) put(geometry.span(g, k));
+                }
+            } else {
+                if (sums) {
+#pragma omp for schedule(static)
+                    for (int64_t t = 0; t < groups * chunks; ++t)
+                        sum(geometry.span(t % groups, t / groups), t / groups, scratch);
+                }
+#pragma omp for schedule(static)
+                for (int64_t c = 0; c < call.C; ++c) ready(c);
+                if (puts) {
+                    // each thread has the part that it summed, and goes through it backwards
+                    const int64_t tasks = groups * chunks, team = omp_get_num_threads();
+                    const int64_t me = omp_get_thread_num();
+                    const int64_t begin = part(tasks, me, team), end = part(tasks, me + 1, team);
+                    for (int64_t t = end; t-- > begin;) put(geometry.span(t % groups, t / groups));
+                }
+            }
+            if (past) fence();
+        }
+    }
+
+private:
+    // Where the part of a thread begins in a static schedule: the first ones have one more.
+    static int64_t part(int64_t tasks, int64_t me, int64_t team) {
+        return me * (tasks / team) + least(me, tasks % team);
+    }
+};
+
+// Which variant a call takes.
+inline Variant variant_of(const Call& call, bool backward) {
+    const bool relu = call.activation == Activation::relu, residual = call.residual.data;
+    if (call.mask || !(relu || call.activation == Activation::none)) return Variant::general;
+    if (relu) return residual ? Variant::relu_residual : Variant::relu;
+    return residual && !backward ? Variant::none_residual : Variant::none;
+}
+
+// Calls f with the variant as a constant.
+template <class F> inline void with_variant(Variant variant, F f) {
+    switch (variant) {
+        case Variant::none: return f(std::integral_constant<Variant, Variant::none>{});
+        case Variant::relu: return f(std::integral_constant<Variant, Variant::relu>{});
+        case Variant::none_residual: return f(std::integral_constant<Variant, Variant::none_residual>{});
+        case Variant::relu_residual: return f(std::integral_constant<Variant, Variant::relu_residual>{});
+        case Variant::general: return f(std::integral_constant<Variant, Variant::general>{});
+    }
+}
+
+// Whether all tensors of a call have their rows one after the other.
+inline bool dense_rows(const Call& call, const Tensor* others, int count) {
+    bool dense = !call.mask && call.x.outer == call.C;
+    if (call.residual.data) dense = dense && call.residual.outer == call.C;
+    for (int i = 0; i < count; ++i)
+        if (others[i].data) dense = dense && others[i].outer == call.C;
+    return dense;
+}
+
+template <class T, bool Planar> void forward(const Forward& call) {
+    using A = arithmetic<T>;
+    const Geometry geometry(Planar, call.N, call.C, call.S, dense_rows(call, &call.y, 1));
+    const Operands<T> operands{geometry, call.x, call.residual, {}, call.y, {},
+                               static_cast<const A*>(call.mask)};
+    const Driver<T> driver(call, operands, false);
+    const int64_t kept = call.collect ? geometry.chunks : 0;
+    const Array<double> means(kept * geometry.width), m2s(kept * geometry.width), counts(kept);
+    double weights = 0;  // a wide row counts once in each of its channels
+    for (int64_t k = 0; k < kept; ++k) weights += counts[k] = count_span(operands, geometry.span(0, k));
+    const double positions = static_cast<double>(call.N) * static_cast<double>(call.S);
+    if (call.collect) *call.count = call.mask ? weights : positions;
+    const auto sum = [&](const Span& span, int64_t k, Scratch<A>& scratch) {
+        double* mean = means.get() + k * geometry.width + span.c0;
+        double* m2 = m2s.get() + k * geometry.width + span.c0;
+        if (call.mask) collect_span<T, Planar, true>(operands, span, scratch, mean, m2);
+        else collect_span<T, Planar, false>(operands, span, scratch, mean, m2);
+    };
+    const auto ready = [&](int64_t c) {
+        if (call.collect) {
+            double seen = 0, mean = 0, m2 = 0;
+            driver.each_part(c, [&](int64_t k, int64_t i) {
+                if (counts[k] == 0) return;
+                const int64_t at = k * geometry.width + i;
+                merge(&seen, &mean, &m2, counts[k], means[at], m2s[at]);
+            });
+            const double degrees = seen - call.correction;
+            const double var = degrees > 0 ? m2 / degrees : 0;
+            call.mean[c] = mean;
+            call.m2[c] = m2;
+            call.inverse_std[c] = seen > 0 ? 1 / std::sqrt(var + call.eps) : 0;
+        }
+        if (call.y.data) driver.set_channel(c);
+    };
+    with_variant(variant_of(call, false), [&](auto variant) {
+        driver.passes(call.collect, call.y.data, sizeof(T), sum, ready, [&](const Span& span) {
+            write_span<T, Planar, Normalize<T, variant, Planar>>(operands, span, driver.k,
+                                                                driver.options, driver.past);
+        });
+    });
+}
+
+template <class T, bool Planar> void backward(const Backward& call) {
+    using A = arithmetic<T>;
+    const Tensor others[] = {call.dy, call.dx, call.dresidual};
+    const Geometry geometry(Planar, call.N, call.C, call.S, dense_rows(call, others, 3));
+    const Operands<T> operands{geometry, call.x, call.residual, call.dy, call.dx, call.dresidual,
+                               static_cast<const A*>(call.mask)};
+    const Driver<T> driver(call, operands, call.through);
+    for (int64_t c = 0; c < call.C; ++c) driver.set_channel(c);
+    const int64_t kept = call.reduce ? geometry.chunks : 0;
+    const Array<double> sums_g(kept * geometry.width), sums_gd(kept * geometry.width);
+    const auto ready = [&](int64_t c) {
+        if (call.reduce) {
+            double sum_g = 0, sum_gd = 0;
+            driver.each_part(c, [&](int64_t k, int64_t i) {
+                sum_g += sums_g[k * geometry.width + i];
+                sum_gd += sums_gd[k * geometry.width + i];
+            });
+            const double rest = call.mean[c] - static_cast<A>(call.mean[c]);
+            call.sum_g[c] = sum_g;
+            call.sum_g_xhat[c] = (sum_gd - rest * sum_g) * call.inverse_std[c];
+        }
+        if (call.through) {
+            const double degrees = call.count - call.correction;
+            driver.set_through(c, call.count > 0 ? call.sum_g[c] / call.count : 0,
+                               degrees > 0 ? call.sum_g_xhat[c] / degrees : 0);
+        }
+    };
+    const int64_t bytes = sizeof(T) * (call.residual.data ? 3 : 2);
+    with_variant(variant_of(call, true), [&](auto variant) {
+        constexpr Variant V = variant == Variant::none_residual ? Variant::none : variant;
+        const auto sum = [&](const Span& span, int64_t k, Scratch<A>& scratch) {
+            double* sum_g = sums_g.get() + k * geometry.width + span.c0;
+            double* sum_gd = sums_gd.get() + k * geometry.width + span.c0;
+            reduce_span<T, V, Planar>(operands, span, driver.k, driver.options, scratch, sum_g, sum_gd);
+        };
+        driver.passes(call.reduce, call.dx.data, bytes, sum, ready, [&](const Span& span) {
+            write_span<T, Planar, Apply<T, V, Planar>>(operands, span, driver.k, driver.options,
+                                                      driver.past);
+        });
+    });
+}
+
+}  // namespace BN_ISA

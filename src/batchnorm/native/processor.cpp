@@ -1,0 +1,94 @@
+// What this processor is: which instructions it knows and how large its caches are.
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <initializer_list>
+#include <stdexcept>
+
+#include "cache.h"
+#include "call.h"
+
+namespace batchnorm {
+
+double PerChannel::get(std::int64_t c, double otherwise) const {
+    if (!data) return otherwise;
+    switch (type) {
+        case Type::float64: return static_cast<const double*>(data)[c];
+        case Type::float32: return static_cast<const float*>(data)[c];
+        case Type::bfloat16: {
+            const std::uint32_t bits = std::uint32_t{static_cast<const std::uint16_t*>(data)[c]} << 16;
+            float value;
+            std::memcpy(&value, &bits, sizeof value);
+            return value;
+        }
+        case Type::float16: {
+            const std::uint32_t half = static_cast<const std::uint16_t*>(data)[c];
+            const std::uint32_t shifted = (half & 0x7fff) << 13;
+            float value;
+            std::memcpy(&value, &shifted, sizeof value);
+            value *= 0x1p112f;
+            if (value >= 65536) value = shifted & 0x7fffff ? NAN : INFINITY;  // the largest exponent
+            return half & 0x8000 ? -value : value;
+        }
+    }
+    return otherwise;
+}
+
+std::int64_t cache_bytes() {
+    static const std::int64_t bytes = [] {
+        // what Linux says of the cache that a core sees, which in a virtual machine is nearer to the
+        // truth than what the processor says of itself
+        for (const char* path : {"/sys/devices/system/cpu/cpu0/cache/index3/size",
+                                 "/sys/devices/system/cpu/cpu0/cache/index2/size"}) {
+            if (std::FILE* const file = std::fopen(path, "r")) {
+                long kilobytes = 0;
+                const bool read = std::fscanf(file, "%ldK", &kilobytes) == 1;
+                std::fclose(file);
+                if (read && kilobytes > 0) return std::int64_t{kilobytes} << 10;
+            }
+        }
+        return std::int64_t{8} << 20;
+    }();
+    return bytes;
+}
+
+namespace {
+
+// What this processor can run, the best first.
+std::vector<const Kernels*> runnable() {
+    std::vector<const Kernels*> found;
+#if defined(BN_X86)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+            found.push_back(&avx512_kernels);
+        found.push_back(&avx2_kernels);
+    }
+#endif
+    found.push_back(&baseline_kernels);
+    return found;
+}
+
+std::atomic<const Kernels*>& chosen() {
+    static std::atomic<const Kernels*> kernels{runnable().front()};
+    return kernels;
+}
+
+}  // namespace
+
+const Kernels& kernels() { return *chosen().load(std::memory_order_relaxed); }
+
+std::vector<std::string> instructions() {
+    std::vector<std::string> names;
+    for (const Kernels* const kernels : runnable()) names.emplace_back(kernels->name);
+    return names;
+}
+
+void use_instructions(const std::string& name) {
+    for (const Kernels* const kernels : runnable())
+        if (kernels->name == name) return chosen().store(kernels);
+    throw std::invalid_argument("this processor does not have the instructions " + name);
+}
+
+}  // namespace batchnorm

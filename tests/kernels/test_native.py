@@ -1,0 +1,281 @@
+"""What is particular to the kernels in C++: layouts, threads, instruction sets, memory."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from support import ACTIVATIONS, FLOATS, TOLERANCES, as_numpy, assert_close, named, parameter_dtype
+
+import batchnorm as bn
+from batchnorm import reference
+from batchnorm.kernels import Activation, Form, Given, Needs, backends, native
+from batchnorm.kernels.eager import Eager
+
+NATIVE = next(backend for backend in backends() if backend.name == "native")
+pytestmark = pytest.mark.skipif(NATIVE.available() is not None, reason="not compiled here")
+
+
+@pytest.fixture(params=native.instructions())
+def instructions(request):
+    """Run the test once with each instruction set of this machine."""
+    native._native.use_instructions(request.param)
+    yield request.param
+    native._native.use_instructions(native.instructions()[0])
+
+
+@pytest.fixture
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def step(x, dy, *, weight=None, bias=None, residual=None, mask=None, form=None, backend=NATIVE):
+    """Return y, the gradients and the moments, by the two fused calls."""
+    form = form or Form()
+    y, moments, mean, inverse_std = backend.forward(x, weight, bias, residual, mask, form, None)
+    given = Given(x, mean, inverse_std, weight, bias, residual, mask, form)
+    return y, backend.backward(dy, given, moments.count, Needs()), moments
+
+
+def random(shape, order, dtype=torch.float32, offset=0):
+    """Return random values whose dimensions lie in memory in some order, at some offset."""
+    size = int(np.prod(shape))
+    flat = torch.randn(size + offset).to(dtype)[offset:]
+    return flat.view([shape[d] for d in order]).permute([order.index(d) for d in range(len(shape))])
+
+
+@settings(
+    deadline=None,
+    max_examples=150,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
+)
+@given(data=st.data())
+def test_drawn_batches_equal_the_reference(data, instructions):
+    sizes = st.sampled_from([0, 1, 1, 2, 3, 5, 8, 17, 33])
+    shape = tuple(data.draw(st.lists(sizes, min_size=1, max_size=4), label="shape"))
+    channel_dim = data.draw(st.integers(0, len(shape) - 1), label="channel_dim")
+    order = data.draw(st.permutations(range(len(shape))), label="order")
+    dtype = data.draw(st.sampled_from(FLOATS), label="dtype")
+    activation = data.draw(st.sampled_from(ACTIVATIONS), label="activation")
+    offset = data.draw(st.integers(0, 3), label="offset")
+    correction = data.draw(st.sampled_from([0, 1]), label="correction")
+    wide = parameter_dtype(dtype)
+    channels = shape[channel_dim]
+    x, dy, residual = (random(shape, list(order), dtype, offset) for _ in range(3))
+    largest = 6 if wide == dtype else 1
+    x = (x * 2 + 10.0 ** data.draw(st.integers(-2, largest), label="mean")).to(dtype)
+    if channels > 1 and data.draw(st.booleans(), label="constant channel"):
+        x.select(channel_dim, 0).fill_(0.1)
+    if data.draw(st.booleans(), label="strided"):
+        d = data.draw(st.integers(0, len(shape) - 1), label="in dimension")
+        x, dy, residual = (v.narrow(d, 0, shape[d] // 2) for v in (x, dy, residual))
+        channels = x.shape[channel_dim]
+    form = Form(channel_dim, correction=correction, activation=Activation.parse(activation))
+    assume(channels > 0 and NATIVE.supports(x, form) is None)
+    weight, bias = torch.randn(channels, dtype=wide), torch.randn(channels, dtype=wide)
+    positions = [n for d, n in enumerate(x.shape) if d != channel_dim]
+    mask = weights = None
+    if data.draw(st.booleans(), label="masked"):
+        weights = torch.randint(0, 3, positions)
+        mask = weights.unsqueeze(channel_dim).to(wide)
+    if not data.draw(st.booleans(), label="with residual"):
+        residual = None
+    y, found, moments = step(
+        x, dy, weight=weight, bias=bias, residual=residual, mask=mask, form=form
+    )
+    options = {
+        "axis": channel_dim,
+        "weights": weights,
+        "correction": correction,
+        "residual": None if residual is None else as_numpy(residual),
+        **named(activation),
+    }
+    args = [as_numpy(v) for v in (x, weight, bias)]
+    gradients = reference.backward(as_numpy(dy), *args, **options)
+    expected = reference.moments(args[0], channel_dim, weights)
+    assert moments.count == expected.count
+    assert (moments.m2 >= 0).all()
+    # a channel that is nearly constant magnifies what its mean in the wide type rounds
+    magnified = (np.abs(expected.mean) * 1e-13 / np.sqrt(expected.var() + 1e-5)).max(initial=0)
+    slack = 20 + (magnified / 1e-13 if dtype == torch.float64 else 0)
+    assert_close(y, reference.forward(*args, **options), dtype, scale=slack / 10)
+    # dx is a difference of what gamma / std makes of dy, and may vanish where those do not
+    if x.numel():
+        parts = (
+            weight.abs().double() * moments.inverse_std(form.eps, correction)
+        ).max() * dy.abs().max()
+        error = np.abs(as_numpy(found.x) - gradients.x).max()
+        assert error <= slack / 4 * TOLERANCES[dtype]["value"] * max(float(parts), 1e-3)
+    if residual is not None:
+        assert_close(found.residual, gradients.residual, dtype, scale=slack / 10)
+    assert_close(found.weight, gradients.gamma, wide, "sum", scale=slack)
+    assert_close(found.bias, gradients.beta, wide, "sum", scale=slack)
+
+
+LARGE = {
+    "planar": ((8, 24, 40, 50), [0, 1, 2, 3]),
+    "planar, few channels": ((2, 3, 200, 210), [0, 1, 2, 3]),
+    "planar, small images": ((20, 200, 5, 7), [0, 1, 2, 3]),
+    "interleaved": ((8, 24, 40, 50), [0, 2, 3, 1]),
+    "interleaved, few channels": ((2, 3, 200, 210), [0, 2, 3, 1]),
+    "interleaved, many channels": ((300, 700), [0, 1]),
+}
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("layout", LARGE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_number_of_threads_changes_no_bit(layout, dtype, masked):
+    shape, order = LARGE[layout]
+    x, dy = random(shape, order, dtype) + 1, random(shape, order, dtype)
+    mask = torch.randint(0, 3, [shape[0], 1, *shape[2:]]).float() if masked else None
+    results = []
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        y, found, moments = step(x, dy, mask=mask, form=Form(activation=Activation.parse("relu")))
+        results.append([y, found.x, found.weight, found.bias, moments.mean, moments.m2])
+    for other in results[1:]:
+        for first, value in zip(results[0], other, strict=True):
+            assert torch.equal(first, value)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.0, 1e2, 1e4, 1e6])
+@pytest.mark.parametrize("layout", LARGE)
+def test_float32_is_exact_to_its_last_digits_at_every_mean(layout, mean, instructions):
+    shape, order = LARGE[layout]
+    x, dy = random(shape, order) + mean, random(shape, order)
+    y, found, _ = step(x, dy)
+    bound = 5e-7 if instructions == "baseline" else 3e-7  # it has no fused multiply-add
+    expected = reference.forward(as_numpy(x))
+    assert np.abs(as_numpy(y) - expected).max() <= bound * np.abs(expected).max()
+    gradient = reference.backward(as_numpy(dy), as_numpy(x)).x
+    assert np.abs(as_numpy(found.x) - gradient).max() <= bound * np.abs(gradient).max()
+
+
+def test_layouts_agree():
+    shape, order = LARGE["planar"]
+    x, dy = random(shape, order) + 1e3, random(shape, order)
+    planar = step(x, dy)
+    last = torch.channels_last
+    others = step(x.contiguous(memory_format=last), dy.contiguous(memory_format=last))
+    for a, b in ((planar[0], others[0]), (planar[1].x, others[1].x)):
+        assert (a - b).abs().max() <= 3e-7 * a.abs().max()
+
+
+def test_a_far_off_first_value_costs_no_digits(instructions):
+    x = torch.randn(64, 4, 500)
+    x[0, :, 0] = 1e4
+    found, expected = NATIVE.collect(x, None, Form()), reference.moments(as_numpy(x))
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(found.m2, expected.m2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("special", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("order", [[0, 1, 2], [0, 2, 1]])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_what_is_not_finite_goes_where_eager_puts_it(special, order, activation, instructions):
+    x, dy = random((6, 5, 7), order), random((6, 5, 7), order)
+    x[2, 1, 3] = special
+    dy[3, 2, 2] = special
+    form = Form(activation=Activation.parse(activation))
+    ours, theirs = (step(x, dy, form=form, backend=b) for b in (NATIVE, Eager()))
+    assert torch.equal(ours[0].isnan(), theirs[0].isnan())
+    for a, b in ((ours[0], theirs[0]), (ours[1].x, theirs[1].x), (ours[1].bias, theirs[1].bias)):
+        assert torch.equal(a.isfinite(), b.isfinite())
+        finite = b.isfinite()
+        torch.testing.assert_close(a[finite].double(), b[finite].double(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["elu", "silu", "gelu", "sigmoid", "tanh"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_functions_are_right_to_the_last_digits(activation, dtype, instructions):
+    z = torch.cat([torch.linspace(-110, 110, 40001), torch.logspace(-30, 2, 5001)]).to(dtype)
+    z = torch.cat([z, -z, torch.tensor([0.0, torch.inf, -torch.inf, torch.nan], dtype=dtype)])
+    parsed = Activation.parse(activation)
+    form = Form(eps=0.0, activation=parsed)
+    running = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    y, _, mean, inverse_std = NATIVE.forward(z[:, None], None, None, None, None, form, running)
+    expected = parsed(z.double())
+    # gelu and silu multiply z by what nearly vanishes: there the error is one of z's last digits
+    slack = 1e-30 if activation in ("elu", "sigmoid", "tanh") else z.abs().clamp(max=110) * 0.5
+    error = (y[:, 0].double() - expected).abs()
+    allowed = torch.finfo(dtype).eps * (2 * expected.abs() + slack)
+    tiny = torch.finfo(dtype).tiny
+    same = (y[:, 0].double() == expected) | (y[:, 0].isnan() & expected.isnan())
+    assert (same | (error <= allowed + tiny)).all()
+    g = torch.randn_like(z)
+    given = Given(z[:, None], mean, inverse_std, None, None, None, None, form)
+    dz = NATIVE.apply_grad(g[:, None], given, None)[0][:, 0].double()
+    wanted = parsed.backward(g.double(), z.double())
+    bound = torch.finfo(dtype).eps * 8 * (1 + wanted.abs())
+    assert (((dz - wanted).abs() <= bound) | (dz.isnan() & wanted.isnan())).all()
+
+
+def test_an_upstream_gradient_in_any_layout():
+    x = torch.randn(6, 5, 7)
+    dy = torch.randn(6, 5, 7)
+    _, expected, _ = step(x, dy)
+    for other in (dy.mT.contiguous().mT, dy.repeat(1, 1, 2)[..., :7]):
+        assert torch.equal(step(x, other)[1].x, expected.x)
+    constant = torch.ones(()).expand(6, 5, 7)
+    torch.testing.assert_close(step(x, constant)[1].x, torch.zeros_like(x), rtol=0, atol=1e-6)
+
+
+class TestMemory:
+    """Large results lie in recycled memory."""
+
+    SHAPE = (40, 8, 64, 65)  # 5 MB
+
+    def output(self):
+        return bn.batch_norm(torch.randn(self.SHAPE), training=True)
+
+    def test_a_result_is_an_ordinary_tensor(self):
+        y = self.output().requires_grad_()
+        assert y.is_leaf
+        copied = torch.as_tensor(np.asarray(y.detach()))
+        assert torch.equal(copied, y)
+        y.detach().add_(1)
+        (y * 2).sum().backward()
+        assert torch.equal(y.grad, torch.full(self.SHAPE, 2.0))
+
+    def test_what_is_freed_is_used_again_and_what_is_alive_is_not(self):
+        native.release()
+        first = self.output()
+        address, kept = first.data_ptr(), first.clone()
+        second = self.output()
+        assert second.data_ptr() != address
+        assert torch.equal(first, kept)
+        view = first[3:]
+        del first
+        assert self.output().data_ptr() != address  # a view keeps it
+        del view, second
+        third, fourth = self.output(), self.output()
+        assert address in (third.data_ptr(), fourth.data_ptr())
+
+    def test_idle_memory_is_bounded_and_given_back(self):
+        native.release()
+        limit = native._native.limit_buffers(12 << 20)
+        try:
+            held = [self.output() for _ in range(4)]
+            del held
+            assert 0 < native.release() <= 12 << 20
+            assert native.release() == 0
+            native._native.limit_buffers(0)
+            self.output()
+            assert native.release() == 0
+        finally:
+            native._native.limit_buffers(limit)
+
+    def test_fresh_results_are_poisoned_where_torch_poisons_them(self):
+        assert native._output(torch.zeros(self.SHAPE)).isnan().all()
+
+
+def test_reasons_are_given_for_what_is_not_taken():
+    x = torch.randn(4, 6, 8, 10)
+    assert "contiguous" in NATIVE.supports(x[:, :, ::2, ::2], Form())
+    assert "meta" in NATIVE.supports(x.to("meta"), Form())
+    assert NATIVE.supports(x[:, 2:5], Form()) is None
+    assert NATIVE.supports(x[1:3, :, 2:7], Form()) is None
