@@ -23,10 +23,10 @@ RUNNER = CliRunner()
 def test_env():
     shown = RUNNER.invoke(cli.app, ["env"])
     assert shown.exit_code == 0
-    lines = dict(line.split(maxsplit=1) for line in shown.stdout.splitlines())
-    assert lines["batchnorm"] == batchnorm.__version__
-    assert lines["kernels"].startswith("eager: ready")
-    assert lines["cpu"]
+    lines = [line.split(maxsplit=1) for line in shown.stdout.splitlines()]
+    assert ["batchnorm", batchnorm.__version__] in lines
+    assert ["kernels", "eager: ready"] in lines
+    assert sum(name == "kernels" for name, _ in lines) == len(batchnorm.backends())
 
 
 def test_help_has_every_verb():

@@ -54,7 +54,7 @@ class Moments:
     m2: Tensor
 
     @classmethod
-    def none(cls, num_features: int, device: torch.device | None = None) -> Moments:
+    def none(cls, num_features: int, device: torch.device | str | None = None) -> Moments:
         """Return the moments of no values at all, the identity of `+`.
 
         Args:
@@ -65,7 +65,7 @@ class Moments:
             >>> Moments.none(3)
             Moments(count=0, channels=3)
         """
-        dtype = statistics_dtype(device or torch.get_default_device())
+        dtype = statistics_dtype(torch.device(device or torch.get_default_device()))
         zeros = torch.zeros(num_features, dtype=dtype, device=device)
         return cls(0, zeros, zeros)
 
@@ -99,8 +99,9 @@ class Moments:
             count = weights.to(kept).expand_as(x.narrow(channel_dim, 0, 1)).sum()
 
         def total(values: Tensor) -> Tensor:
-            weighted = values if weights is None else values * weights
-            return sum_positions(weighted, channel_dim)
+            if weights is not None:  # 0 * inf would be NaN, where a square of padding overflows
+                values = torch.where(weights == 0, 0, values * weights)
+            return sum_positions(values, channel_dim)
 
         with torch.no_grad():  # both x and the mean shift by it: no gradient goes through it
             shift = divide(total(x), count).to(x.dtype)

@@ -73,7 +73,8 @@ def moments(x: ArrayLike, axis: int = 1, weights: ArrayLike | None = None) -> Mo
     if count == 0:
         return Moments(0.0, np.zeros(rows.shape[1]), np.zeros(rows.shape[1]))
     mean = (weight * rows).sum(axis=0) / count
-    return Moments(count, mean, (weight * (rows - mean) ** 2).sum(axis=0))
+    distance = np.where(weight == 0, 0, rows - mean)
+    return Moments(count, mean, (weight * distance**2).sum(axis=0))
 
 
 def merge(a: Moments, b: Moments) -> Moments:
@@ -184,9 +185,10 @@ def backward(
     With g = dy * activation'(z), which is dy itself without an activation:
 
         dbeta = sum g         dgamma = sum g * xhat         dresidual = g
-        dx = gamma / sqrt(var + eps) * (g - dbeta / m - xhat * dgamma / (m - correction))
+        dx = gamma / sqrt(var + eps) * (g - w * (dbeta / m + xhat * dgamma / (m - correction)))
 
-    With `running` moments nothing flows back through them: dx = gamma / sqrt(var + eps) * g.
+    where w is the weight of the position, 1 without weights. With `running` moments nothing flows
+    back through them: dx = gamma / sqrt(var + eps) * g.
     """
     done = _normalize(x, gamma, beta, o := Options(**options))
     _, derivative = _activation(o)
@@ -197,11 +199,11 @@ def backward(
         count, var = done.moments.count, done.moments.var(o.correction)
         if count > 0:
             dx -= done.gamma * done.inverse_std * done.weight * dbeta / count
-        if (
-            count > o.correction
-        ):  # with eps in the variance this is xhat * dgamma / (m - correction)
+        if count > o.correction:
+            # With eps in the variance this is xhat * dgamma / (m - correction), scaled like g.
             sums = (g * done.distance).sum(axis=0) / (count - o.correction)
-            dx -= done.gamma * o.slope(var) * done.weight * done.distance * sums
+            back = done.gamma * o.slope(var) * done.distance * sums
+            dx -= np.where(done.weight == 0, 0, done.weight * back)
     dx = np.where(done.absent, 0, dx)
     return Gradients(_shaped(dx, x, o.axis), dgamma, dbeta, _shaped(g, x, o.axis))
 
@@ -231,6 +233,8 @@ def update(
     >>> update((np.zeros(1), np.ones(1)), batch, 0.9, convention="keras")
     (array([1.]), array([6.42]))
     """
+    if convention not in ("torch", "keras"):
+        raise ValueError(f"convention is {convention!r}: expected 'torch' or 'keras'")
     mean, var = _float64(running[0]), _float64(running[1])
     if found.count <= 1 or not np.isfinite([found.mean, found.m2]).all():
         return mean, var

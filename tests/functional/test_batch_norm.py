@@ -195,7 +195,9 @@ def test_gradients_of_first_and_second_order(activation, masked, training):
 
     for value in inputs:
         value.requires_grad_()
-    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
+    assert torch.autograd.gradcheck(
+        function, inputs, check_forward_ad=True, check_batched_grad=True
+    )
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
@@ -486,3 +488,52 @@ class TestTransforms:
         per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weight, x)
         expected = [torch.func.grad(loss)(weight, example) for example in x]
         torch.testing.assert_close(per_sample, torch.stack(expected))
+
+
+class TestWhatABadBatchLeaves:
+    @pytest.mark.parametrize("compiled", [False, True])
+    @pytest.mark.parametrize("bad", ["nan", "inf", "masked", "too large"])
+    def test_a_first_batch_that_is_bad_spoils_no_average(self, bad, compiled):
+        torch._dynamo.reset()
+        running, count = (torch.zeros(2), torch.ones(2)), torch.tensor(0)
+        x, mask = torch.randn(6, 2), torch.ones(6)
+        wrong = {"nan": x * torch.nan, "inf": x / 0, "masked": x, "too large": x.double() * 1e30}
+        function = bn.batch_norm
+        if compiled:
+            function = torch.compile(function, backend="aot_eager")
+        options = {"training": True, "momentum": None, "num_batches_tracked": count}
+        function(wrong[bad], *running, mask=mask * 0 if bad == "masked" else mask, **options)
+        assert [r.tolist() for r in running] == [[0, 0], [1, 1]]
+        assert count == 0
+        function(x, *running, mask=mask, **options)
+        torch.testing.assert_close(running, (x.mean(0), x.var(0)))
+        assert count == 1
+
+
+@pytest.mark.parametrize("padding", [-1e30, 1e20, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("layout", ["NC", "NCHW", "NHWC"])
+def test_large_padding_reaches_nothing(padding, layout):
+    shape, _, memory_format = LAYOUTS[layout]
+    x, weight, bias, residual, dy = make(shape, 1, memory_format, torch.float32)
+    mask = torch.ones(shape[0], *[1] * (len(shape) - 2))
+    mask[-2:] = 0
+    dy[-2:] = 0
+    expected = step(x, weight, bias, residual, dy, training=True, mask=mask, activation="gelu")
+    padded = x.clone()
+    padded[-2:] = padding
+    found = step(padded, weight, bias, residual, dy, training=True, mask=mask, activation="gelu")
+    for actual, wanted in zip(found, expected, strict=True):
+        if actual.shape == shape:
+            actual, wanted = actual[:-2], wanted[:-2]
+        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_numbers_of_the_channels_may_have_any_shape():
+    x, weight = torch.randn(4, 3, 5, 5), torch.randn(1, 3, 1, 1)
+    running = torch.zeros(3, 1), torch.ones(3, 1)
+    expected = torch.zeros(3, 1), torch.ones(3, 1)
+    torch.testing.assert_close(
+        bn.batch_norm(x, *running, weight=weight, training=True),
+        F.batch_norm(x, *expected, weight=weight, training=True),
+    )
+    torch.testing.assert_close(running, expected)

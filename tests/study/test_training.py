@@ -134,7 +134,10 @@ def test_the_key_depends_on_every_field(field):
     assert replace(RUN).key == RUN.key
 
 
-def test_the_key_depends_on_the_versions(monkeypatch):
-    before = RUN.key
-    monkeypatch.setattr(tasks, "_versions", lambda: {"batchnorm": "9.9"})
-    assert RUN.key != before
+def test_the_key_depends_on_the_versions_and_the_kernels(monkeypatch):
+    made_by = tasks._makers()
+    assert made_by["kernels"][-1] == "eager"
+    for changed in ({"torch": "9.9"}, {"batchnorm": "9.9"}, {"kernels": ["other"]}):
+        before = RUN.key
+        monkeypatch.setattr(tasks, "_makers", lambda changed=changed: made_by | changed)
+        assert RUN.key != before

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from batchnorm import kernels
+from batchnorm.functional import compiled
 from batchnorm.functional.checks import OnSmallBatch, check_batch, check_on_small_batch
 from batchnorm.kernels import DIFFERENTIABLE, Activation, Backend, Form, Given, Needs, native
 from batchnorm.moments import Moments
+
+T = TypeVar("T", Tensor, Tensor | None)
 
 ActivationLike = str | tuple[str, float] | Activation | None
 
@@ -113,6 +116,8 @@ def batch_norm(
             "running_mean must be defined in evaluation mode, and running_var too: pass them, or "
             "training=True to normalize by the batch's own moments"
         )
+    weight, bias = _flat(weight), _flat(bias)
+    running = None if running is None else (_flat(running[0]), _flat(running[1]))
     y, moments = normalize(
         input,
         weight,
@@ -122,9 +127,15 @@ def batch_norm(
         mask=mask,
         form=form,
     )
-    if track and running is not None and moments is not None and not _is_recomputation():
+    again = not torch.compiler.is_compiling() and compiled.in_backward()  # a checkpoint's
+    if track and running is not None and moments is not None and not again:
         update_running(*running, moments, momentum, num_batches_tracked)
     return y
+
+
+def _flat(values: T) -> T:
+    """Return one number a channel as (C,), whatever shape it had."""
+    return values if values is None or values.ndim == 1 else values.view(-1)
 
 
 def normalize(
@@ -149,6 +160,8 @@ def normalize(
         form: Everything else.
     """
     if _is_traced_or_transformed():
+        if running is not None and torch.is_grad_enabled() and compiled.is_compiling():
+            running = compiled.snapshot(running[0]), compiled.snapshot(running[1])
         found = DIFFERENTIABLE.forward(x, weight, bias, residual, mask, form, running)
         return found.y, found.moments
     backend = kernels.choose(x, form)
@@ -194,16 +207,22 @@ def update_running(
         return
     with torch.no_grad():
         mean, var = moments.mean, moments.var(correction=1)
-        good = (mean + var).sum().isfinite() & (moments.count > 1)
-        if num_batches_tracked is not None:
-            num_batches_tracked.add_(good)
         rate: Tensor | float
         if momentum is not None:
             rate = momentum
         elif num_batches_tracked is not None:
-            rate = 1 / num_batches_tracked.to(mean.dtype)
-        for running, batch in ((running_mean, mean), (running_var, var)):
-            running.add_(torch.where(good, batch - running, 0) * rate)
+            rate = 1 / (num_batches_tracked + 1).to(mean.dtype)
+        steps = [
+            ((batch - running) * rate).to(running.dtype)
+            for running, batch in ((running_mean, mean), (running_var, var))
+        ]
+        good = steps[0].isfinite().all() & steps[1].isfinite().all() & (moments.count > 1)
+        if compiled.is_compiling():
+            good = good & ~compiled.is_recomputation(running_mean)
+        for running, step in zip((running_mean, running_var), steps, strict=True):
+            running.add_(torch.where(good, step, 0))
+        if num_batches_tracked is not None:
+            num_batches_tracked.add_(good)
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -249,8 +268,9 @@ class _BatchNorm(torch.autograd.Function):
         count = ctx.count if count is None else count
         backend, form = ctx.backend, ctx.form
         given = Given(*tensors, form)
-        if torch.is_grad_enabled():  # a gradient of this gradient is wanted: all depends on x
+        if torch.is_grad_enabled() or _is_traced_or_transformed():
             backend = DIFFERENTIABLE
+        if torch.is_grad_enabled():  # a gradient of this gradient is wanted: all depends on x
             if count is not None:
                 moments = backend.collect(given.x, given.mask, form)
                 inverse_std = moments.inverse_std(form.eps, form.correction)
@@ -272,7 +292,8 @@ class _BatchNorm(torch.autograd.Function):
 def _is_traced_or_transformed() -> bool:
     """Return whether something looks into the call: a compiler, `torch.func`, forward mode.
 
-    A mode that sees every operation counts, too. It is then shown plain differentiable operations, and not one closed node.
+    A mode that sees every operation counts, too. They are shown plain differentiable operations,
+    and not one closed node.
     """
     return (
         torch.compiler.is_compiling()
@@ -281,8 +302,3 @@ def _is_traced_or_transformed() -> bool:
         or torch._C._len_torch_dispatch_stack() > 0
         or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     )
-
-
-def _is_recomputation() -> bool:
-    """Return whether this forward runs inside a backward pass: a checkpoint is being recomputed."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

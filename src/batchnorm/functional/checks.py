@@ -42,6 +42,12 @@ def check_batch(
             f"batch_norm takes a real floating-point input, but got {x.dtype}: "
             + ("normalize x.real and x.imag apart" if x.is_complex() else "convert it, x.float()")
         )
+    tensors = {"weight": weight, "bias": bias, "residual": residual, "mask": mask}
+    for name, tensor in tensors.items():
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}: expected a tensor or None")
+        if tensor is not None and tensor.is_complex():
+            raise TypeError(f"{name} is complex, of type {tensor.dtype}: expected real numbers")
     if not -x.ndim <= form.channel_dim < x.ndim:
         raise ValueError(
             f"channel_dim is {form.channel_dim}, but the input has {x.ndim} dimensions, of size "

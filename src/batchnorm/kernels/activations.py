@@ -70,9 +70,11 @@ class Activation:
         """
         if given is None or isinstance(given, Activation):
             return given
-        name, parameter = (given, None) if isinstance(given, str) else given
-        if name not in _DEFINITIONS:
-            raise ValueError(f"activation is {name!r}: expected None or one of {', '.join(NAMES)}")
+        name, parameter = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+        if not isinstance(name, str) or name not in _DEFINITIONS:
+            raise ValueError(f"activation is {given!r}: expected None or one of {', '.join(NAMES)}")
+        if not isinstance(parameter, float | int | None):
+            raise ValueError(f"activation is {given!r}: expected a number as its parameter")
         default = _DEFINITIONS[name].default
         if parameter is None:
             parameter = default

@@ -82,7 +82,7 @@ class Eager:
                 out=self._over(ready.distance),
             )
             if given.mask is not None:
-                back = back * given.mask
+                back = torch.where(given.mask == 0, 0, back * given.mask)
             dx = torch.sub(dx, back, out=self._over(dx))
         if given.mask is not None:
             dx = torch.where((given.mask == 0) & ~given.x.isfinite(), 0, dx)

@@ -39,7 +39,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         bias: Whether an affine layer has a `bias`.
         channel_dim: The channels' dimension.
         activation: `"relu"`, `"leaky_relu"`, `"elu"`, `"silu"`, `"gelu"`, `"sigmoid"`, `"tanh"`, or
-            a pair with the slope or alpha, as `("leaky_relu", 0.2)`; run in the same pass.
+            a pair with the slope or alpha, as `("leaky_relu", 0.2)`; part of the same call.
         correction: The variance that normalizes is divided by m - correction.
         on_small_batch: In training, one value per channel has no variance: raise an `"error"`,
             normalize by the `"running"` statistics, or `"skip"` the batch (xhat is 0). The last
@@ -94,6 +94,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
         )
+        if dtype is not None and dtype.is_complex:
+            raise TypeError(f"dtype is {dtype}: expected a real floating-point type")
         check_on_small_batch(on_small_batch)
         if on_small_batch == "running" and not track_running_stats:
             raise ValueError("on_small_batch='running' needs track_running_stats=True")
@@ -149,7 +151,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
                 num_batches_tracked=self.num_batches_tracked if track else None,
             )
         except (ValueError, TypeError, RuntimeError) as error:
-            name_layer(error, self)
+            if not torch.compiler.is_compiling():  # a compiler cannot look at the stack
+                name_layer(error, self)
             raise
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -169,7 +172,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, after in self._running().items():
             if after.dtype in _HALF_TYPES:  # statistics would not survive that
-                self._buffers[name] = before[name].to(after.device, _wide(before[name].dtype))
+                exact = after if before[name].is_meta else before[name]
+                self._buffers[name] = exact.to(after.device, _wide(exact.dtype))
         return self
 
     def _load_from_state_dict(self, *args: Any) -> None:

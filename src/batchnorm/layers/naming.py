@@ -25,13 +25,12 @@ def _qualified_name(layer: nn.Module) -> str:
     A layer does not know the model that it is part of, but the call stack does.
     """
     name = f"{type(layer).__name__}({layer.extra_repr()})"
-    outermost, frame = layer, sys._getframe()
+    frame, found = sys._getframe(), name
     while frame.f_back is not None:
         frame = frame.f_back
         owner = frame.f_locals.get("self")
-        if isinstance(owner, nn.Module):
-            outermost = owner
-    for path, module in outermost.named_modules():
-        if module is layer and path:
-            return f"{path!r} of {type(outermost).__name__}: {name}"
-    return name
+        if isinstance(owner, nn.Module) and owner is not layer:
+            for path, module in owner.named_modules():
+                if module is layer:
+                    found = f"{path!r} of {type(owner).__name__}: {name}"
+    return found

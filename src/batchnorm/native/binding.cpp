@@ -50,18 +50,23 @@ void follow(double count, Integer C, Address batch_mean, Address batch_m2, Addre
     if (!(count > 1)) return;
     for (Integer c = 0; c < C; ++c)
         if (!std::isfinite(mean[c]) || !std::isfinite(m2[c])) return;
-    double rate = momentum;
-    if (tracked) {
-        *pointer<Integer>(tracked) += 1;
-        if (std::isnan(momentum)) rate = 1 / static_cast<double>(*pointer<Integer>(tracked));
-    }
+    const double rate = tracked && std::isnan(momentum) ? 1.0 / (*pointer<Integer>(tracked) + 1) : momentum;
     const PerChannel means = per_channel(running_mean, running_type);
     const PerChannel vars = per_channel(running_var, running_type);
-    for (Integer c = 0; c < C; ++c) {
-        const double now = means.get(c, 0), spread = vars.get(c, 0);
-        put(pointer<void>(running_mean), means.type, c, now + (mean[c] - now) * rate);
-        put(pointer<void>(running_var), vars.type, c, spread + (m2[c] / (count - 1) - spread) * rate);
-    }
+    const double largest = means.type == Type::float32 ? std::numeric_limits<float>::max()
+                                                       : std::numeric_limits<double>::max();
+    // First whether all of it can be kept, then all of it.
+    for (const bool keep : {false, true})
+        for (Integer c = 0; c < C; ++c) {
+            const double now = means.get(c, 0), spread = vars.get(c, 0);
+            const double next = now + (mean[c] - now) * rate;
+            const double wider = spread + (m2[c] / (count - 1) - spread) * rate;
+            if (!keep && !(std::abs(next) <= largest && wider <= largest)) return;
+            if (!keep) continue;
+            put(pointer<void>(running_mean), means.type, c, next);
+            put(pointer<void>(running_var), vars.type, c, wider);
+        }
+    if (tracked) *pointer<Integer>(tracked) += 1;
 }
 
 // What does not change from call to call on batches of one shape.

@@ -156,7 +156,10 @@ inline void apply_run(const Run<T>& run, const Coefficients<arithmetic<T>>& k, s
         if (through) {
             auto back = distance * read(slope, i, count) + read(offset, i, count);
             if constexpr (V == Variant::general)
-                if (upstream.run.w) back *= upstream.weight(i, count);
+                if (upstream.run.w) {
+                    const auto w = upstream.weight(i, count);
+                    back = w == 0 ? values<A>{} : back * w;
+                }
             dx += back;
         }
         if constexpr (V == Variant::general) dx = absent ? values<A>{} : dx;
@@ -180,7 +183,8 @@ template <class T, bool Planar, bool Masked> struct Spread {
             const auto w = Planar ? read(run.w, i, count) : splat(*run.w);
             integers<A> absent;
             x = present<A>(x, w, &absent);
-            const auto distance = x - read(near, i, count);
+            // not 0 * (x - near)^2, which is NaN where the square of some padding overflows
+            const auto distance = w == 0 ? values<A>{} : x - read(near, i, count);
             *first = w * distance;
             *second = w * distance * distance;
         } else {

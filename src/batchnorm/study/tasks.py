@@ -7,11 +7,13 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.metadata import version
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
+import torch
 
+import batchnorm
+from batchnorm.kernels import backends
 from batchnorm.study.data import DataSet
 
 FORMAT = 1  # raise it when the same declaration would lead to another outcome
@@ -52,7 +54,7 @@ class Task(ABC, Generic[O_co]):
     @property
     def key(self) -> str:
         """The name of the task: it changes with all that the outcome depends on."""
-        declared = {"format": FORMAT, "versions": _versions(), "kind": self.kind, **asdict(self)}
+        declared = {"format": FORMAT, "made by": _makers(), "kind": self.kind, **asdict(self)}
         canonical = json.dumps(declared, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -91,5 +93,7 @@ def fingerprint(data_set: DataSet) -> str:
 
 
 @cache
-def _versions() -> dict[str, Any]:
-    return {package: version(package) for package in ("batchnorm", "torch")}
+def _makers() -> dict[str, Any]:
+    """What computes here: the versions, and the kernels, whose times differ."""
+    serving = [backend.name for backend in backends() if backend.available() is None]
+    return {"batchnorm": batchnorm.__version__, "torch": torch.__version__, "kernels": serving}
