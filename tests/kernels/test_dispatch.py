@@ -7,7 +7,6 @@ import batchnorm as bn
 from batchnorm.kernels import Form, choose, dispatch
 from batchnorm.kernels.eager import Eager
 
-
 #: What serves here without the picky one.
 OTHER = next(b.name for b in bn.backends() if b.available() is None)
 

@@ -243,7 +243,7 @@ class _BatchNorm(torch.autograd.Function):
         count, *tensors = ctx.saved_tensors
         count = ctx.count if count is None else count
         backend, form = ctx.backend, ctx.form
-        given = Given(*tensors, form)
+        given = Given._make([*tensors, form])
         if torch.is_grad_enabled():  # a gradient of this gradient is wanted: all depends on x
             backend = DIFFERENTIABLE
             if count is not None:
@@ -267,7 +267,8 @@ class _BatchNorm(torch.autograd.Function):
 def _is_traced_or_transformed() -> bool:
     """Return whether something looks into the call: a compiler, `torch.func`, forward mode.
 
-    A mode that sees every operation counts, too. It is then shown plain differentiable operations, and not one closed node.
+    A mode that sees every operation counts, too. It is then shown plain differentiable operations,
+    and not one closed node.
     """
     return (
         torch.compiler.is_compiling()

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from batchnorm.kernels import Form
 
-
 OnSmallBatch = Literal["error", "running", "skip"]
 
 
