@@ -130,14 +130,14 @@ def jax_step(x: Tensor, dy: Tensor, channel_dim: int) -> Callable[[], object] | 
     return lambda: jax.block_until_ready(compiled(*arguments))
 
 
-def measure(case: Row, budget_s: float, speed: float) -> list[Row]:
+def measure(case: Row, budget_s: float, speed: float, compiled: bool) -> list[Row]:
     """Check the layers of one case, then time them in turn."""
     shape = tuple(map(int, case["shape"].split("x")))
     dtype = getattr(torch, case["dtype"])
     last = torch.channels_last if case["layout"] == "NHWC" else torch.contiguous_format
     x, dy = (torch.randn(shape).to(dtype).contiguous(memory_format=last) for _ in range(2))
     backward = case["mode"] == BOTH
-    peers = backward and case["relu"] and dtype == torch.float32 and case["mb"] >= 16
+    peers = compiled and backward and case["relu"] and dtype == torch.float32 and case["mb"] >= 16
     modules = layers(shape[1], len(shape) == 4, case["relu"], peers)
     for module in modules.values():
         module.train(case["mode"] != "inference")
@@ -269,6 +269,7 @@ def main() -> None:
     """Measure all cases, print them, write them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=0.3, help="time for each case")
+    parser.add_argument("--only-torch", action="store_true", help="no compiled peers, no JAX")
     parser.add_argument("--threads", type=int, help="number of threads; all if left out")
     parser.add_argument("--output", default="cpu", help="name of the files in benchmarks/results")
     arguments = parser.parse_args()
@@ -281,7 +282,7 @@ def main() -> None:
     measured = [
         row
         for case in track(list(cases()), description="measuring", transient=True)
-        for row in measure(case, arguments.seconds, speed)
+        for row in measure(case, arguments.seconds, speed, not arguments.only_torch)
     ]
     save(arguments.output, measured)
     draw(measured, arguments.output)
