@@ -35,6 +35,7 @@ class Picky(Eager):
 def picky(monkeypatch):
     """Put a preferred backend in front of the others."""
     backend = Picky()
+    monkeypatch.delenv("BATCHNORM_BACKEND", raising=False)
     monkeypatch.setattr(dispatch, "_BACKENDS", {"picky": backend, **dispatch._BACKENDS})
     dispatch._say_once.cache_clear()
     return backend
