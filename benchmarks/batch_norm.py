@@ -30,7 +30,7 @@ SHAPES = (
 PEER = "torch.nn"
 OURS = "native"
 BOTH = "forward + backward"
-#: Largest error allowed, relative to the largest value.
+#: Largest error allowed, in the Euclidean norm, relative to the result.
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 2e-2}
 #: How often a batch must cross the memory bus at least, in each mode.
 PASSES = {"inference": 2, "forward": 2, BOTH: 5}
@@ -174,7 +174,8 @@ def check(modules: dict[str, nn.Module], x: Tensor, dy: Tensor, backward: bool) 
     for name, module in modules.items():
         found = results(copy.deepcopy(module), x, dy, backward)
         for actual, wanted in zip(found, expected, strict=True):
-            error = float((actual.double() - wanted).abs().max() / wanted.abs().max())
+            # of the whole, for a single value on the kink of ReLU may fall to either side
+            error = float((actual.double() - wanted).norm() / wanted.norm())
             if not error < TOLERANCES[x.dtype]:
                 raise AssertionError(f"{name} is wrong by {error:g} for {tuple(x.shape)}")
 
@@ -248,7 +249,8 @@ def draw(measured: list[Row], name: str) -> None:
                 if row["dtype"] == dtype and row["layout"] in layouts
             ]
             label = f"{dtype}, {' and '.join(layouts)}"
-            axes.scatter(*zip(*points, strict=True), marker=marker, color=color, label=label)
+            if points:
+                axes.scatter(*zip(*points, strict=True), marker=marker, color=color, label=label)
     axes.axhline(1, color="gray", linewidth=1)
     axes.set(xscale="log", yscale="log", xlabel="size of the batch, MB")
     axes.set_ylabel(f"times the speed of {PEER}")
@@ -269,6 +271,7 @@ def main() -> None:
     """Measure all cases, print them, write them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=0.3, help="time for each case")
+    parser.add_argument("--quick", action="store_true", help="only what the table of README has")
     parser.add_argument("--only-torch", action="store_true", help="no compiled peers, no JAX")
     parser.add_argument("--threads", type=int, help="number of threads; all if left out")
     parser.add_argument("--output", default="cpu", help="name of the files in benchmarks/results")
@@ -279,9 +282,15 @@ def main() -> None:
     if importlib.util.find_spec("jax") is None:
         print("JAX is not installed (the extra `bench` has it): it is left out")
     speed = copy_speed()
+    chosen = [
+        case
+        for case in cases()
+        if not arguments.quick
+        or (case["mode"] == BOTH and case["relu"] and case["dtype"] == "float32")
+    ]
     measured = [
         row
-        for case in track(list(cases()), description="measuring", transient=True)
+        for case in track(chosen, description="measuring", transient=True)
         for row in measure(case, arguments.seconds, speed, not arguments.only_torch)
     ]
     save(arguments.output, measured)
