@@ -14,7 +14,7 @@ help: ## show the verbs
 # The environment is made anew only when what it is made from has changed.
 $(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/batchnorm/native/*)
 	$(PYTHON) -m venv $(VENV)
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all]'
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[study,test,check,docs]'
 	@touch $@
 
 study: $(READY) ## train with and without batch normalization on real data, and report

@@ -7,7 +7,6 @@ import batchnorm as bn
 from batchnorm.kernels import Form, choose, dispatch
 from batchnorm.kernels.eager import Eager
 
-
 #: What serves here without the picky one.
 OTHER = next(b.name for b in bn.backends() if b.available() is None)
 
@@ -36,6 +35,7 @@ class Picky(Eager):
 def picky(monkeypatch):
     """Put a preferred backend in front of the others."""
     backend = Picky()
+    monkeypatch.delenv("BATCHNORM_BACKEND", raising=False)
     monkeypatch.setattr(dispatch, "_BACKENDS", {"picky": backend, **dispatch._BACKENDS})
     dispatch._say_once.cache_clear()
     return backend

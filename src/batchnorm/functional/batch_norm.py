@@ -267,14 +267,14 @@ class _BatchNorm(torch.autograd.Function):
         count, *tensors = ctx.saved_tensors
         count = ctx.count if count is None else count
         backend, form = ctx.backend, ctx.form
-        given = Given(*tensors, form)
-        if torch.is_grad_enabled() or _is_traced_or_transformed():
+        given = Given._make([*tensors, form])
+        again = torch.is_grad_enabled()  # a gradient of this gradient is wanted: all depends on x
+        if again or _is_traced_or_transformed():
             backend = DIFFERENTIABLE
-        if torch.is_grad_enabled():  # a gradient of this gradient is wanted: all depends on x
-            if count is not None:
-                moments = backend.collect(given.x, given.mask, form)
-                inverse_std = moments.inverse_std(form.eps, form.correction)
-                given = given._replace(mean=moments.mean, inverse_std=inverse_std)
+        if again and count is not None:
+            moments = backend.collect(given.x, given.mask, form)
+            inverse_std = moments.inverse_std(form.eps, form.correction)
+            given = given._replace(mean=moments.mean, inverse_std=inverse_std)
         needs = Needs._make(ctx.needs_input_grad[3:7])
         dx, dweight, dbias, dresidual = backend.backward(dy, given, count, needs)
         return (

@@ -11,6 +11,7 @@ import os
 from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +36,7 @@ _POOL_MB = 1024
 _POOLED_FROM = 4 << 20  # bytes; smaller results are the allocator's
 
 _TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
-_ACTIVATIONS = {None: 0, **{name: number for number, name in enumerate(NAMES, start=1)}}
+_ACTIVATIONS: dict[str | None, int] = {None: 0, **{n: i for i, n in enumerate(NAMES, start=1)}}
 _WIDE = torch.float64
 _EAGER = Eager(in_place=True)
 
@@ -90,7 +91,7 @@ class View(NamedTuple):
 
 def _collapsed(shape: tuple[int, ...], strides: tuple[int, ...], dims: tuple[int, ...]) -> int:
     """Return the step of dimensions that are one in memory, the outermost first; -1 if not one."""
-    for before, after in zip(dims, dims[1:], strict=False):
+    for before, after in pairwise(dims):
         if strides[before] != strides[after] * shape[after]:
             return -1
     return strides[dims[-1]] if dims else 0
@@ -237,7 +238,7 @@ class Native:
         if running is None:
             moments, inverse_std = _collect(x, y, weight, bias, residual, mask, form)
             return Found(y, moments, moments.mean, inverse_std)
-        mean, inverse_std = torch.empty(_channels(x, form), dtype=_WIDE), None
+        mean = torch.empty(_channels(x, form), dtype=_WIDE)
         inverse_std = torch.empty_like(mean)
         statistics = (mean, inverse_std, None)
         _forward(x, y, weight, bias, residual, mask, form, statistics, running)
@@ -255,10 +256,9 @@ class Native:
         dresidual = _output(x) if needs.residual and form.activation is not None else None
         kind = _WIDE if given.weight is None else given.weight.dtype
         wanted = _WIDE if kind not in (torch.float32, _WIDE) else kind
-        gradients = [torch.empty_like(given.mean, dtype=wanted) for _ in range(2)]
-        sums = (torch.empty_like(given.mean), torch.empty_like(given.mean)) if reduce else None
-        number = None if count is None else float(count)
-        _backward(dy, given, dx, dresidual, sums, number, reduce, gradients if reduce else None)
+        gradients = [torch.empty_like(given.mean, dtype=wanted) for _ in range(2 * reduce)]
+        number = None if count is None or not reduce else float(count)
+        _backward(dy, given, dx, dresidual, None, number, reduce, gradients if reduce else None)
         return Gradients(
             dx,
             gradients[0] if reduce else None,
@@ -336,7 +336,7 @@ def _forward(
     mean, inverse_std, m2 = statistics
     running_mean, running_var = (None, None) if running is None else running
     if running_mean is not None and running_var is not None:
-        running_mean, running_var = _per_channel(running_mean), _per_channel(running_var)
+        running_mean, running_var = running_mean.contiguous(), running_var.contiguous()
         if running_mean.dtype != running_var.dtype:
             running_mean, running_var = running_mean.to(_WIDE), running_var.to(_WIDE)
     return float(_plan(view, x.dtype, form).forward(
@@ -361,7 +361,7 @@ def _backward(
     """Run the backward kernels: the sums are written, or read if not `reduce`."""
     x, mean, inverse_std, weight, bias, residual, mask, form = given
     view = _seen(x, form)
-    dy = _fitting(dy.to(x.dtype), x, view)
+    dy = _fitting(dy if dy.dtype == x.dtype else dy.to(x.dtype), x, view)
     if residual is not None:
         residual = _fitting(residual, x, view)
     mask = None if mask is None else _positions(mask, x, view)
@@ -376,7 +376,7 @@ def _backward(
         _address(dresidual), _address(mask),
         _address(weight), _type(weight), _address(bias), _type(bias),
         mean.data_ptr(), inverse_std.data_ptr(),
-        reduce, count is not None and sums is not None, count or 0.0, _address(sum_g), _address(sum_g_xhat),
+        reduce, count is not None, count or 0.0, _address(sum_g), _address(sum_g_xhat),
         _address(dweight), _type(dweight), _address(dbias), _type(dbias),
     )  # fmt: skip
 
@@ -410,7 +410,11 @@ def _type(tensor: Tensor | None) -> int:
 
 
 def _wide(values: Tensor) -> Tensor:
-    return values.to(_WIDE).contiguous()
+    return (
+        values
+        if values.dtype == _WIDE and values.is_contiguous()
+        else values.to(_WIDE).contiguous()
+    )
 
 
 def _per_channel(values: Tensor | None) -> Tensor | None:
@@ -456,7 +460,7 @@ def _output(x: Tensor) -> Tensor:
         return torch.empty_like(x)
     capsule = _native.make_capsule(_TYPES[x.dtype], x.shape, x.stride())
     result: Tensor = torch.utils.dlpack.from_dlpack(capsule)
-    if torch.are_deterministic_algorithms_enabled():
-        if torch.utils.deterministic.fill_uninitialized_memory:  # as torch.empty does
-            result.fill_(math.nan)
+    poisoned = torch.are_deterministic_algorithms_enabled()
+    if poisoned and torch.utils.deterministic.fill_uninitialized_memory:  # type: ignore[attr-defined]
+        result.fill_(math.nan)  # as torch.empty does
     return result

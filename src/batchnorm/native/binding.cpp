@@ -4,6 +4,8 @@
 #include <nanobind/stl/vector.h>
 
 #include <cmath>
+#include <limits>
+#include <vector>
 
 #include "buffers.h"
 #include "cache.h"
@@ -141,8 +143,9 @@ struct Plan {
         call.dresidual = tensor(dresidual, dx_outer, dx_inner);
         call.reduce = reduce, call.through = through;
         call.count = count, call.correction = correction;
-        call.sum_g = pointer<double>(sum_g);
-        call.sum_g_xhat = pointer<double>(sum_g_xhat);
+        std::vector<double> own(sum_g ? 0 : 2 * C);  // sums that nobody asked for
+        call.sum_g = sum_g ? pointer<double>(sum_g) : own.data();
+        call.sum_g_xhat = sum_g ? pointer<double>(sum_g_xhat) : call.sum_g + C;
         let_others_run(call, [&] { kernels().backward(call); });
         for (Integer c = 0; c < C && dweight; ++c)
             put(pointer<void>(dweight), static_cast<Type>(dweight_type), c, call.sum_g_xhat[c]);
