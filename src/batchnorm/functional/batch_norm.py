@@ -269,7 +269,8 @@ class _BatchNorm(torch.autograd.Function):
         backend, form = ctx.backend, ctx.form
         given = Given._make([*tensors, form])
         again = torch.is_grad_enabled()  # a gradient of this gradient is wanted: all depends on x
-        if again or _is_traced_or_transformed():
+        batched = torch._C._functorch.is_legacy_batchedtensor(dy)  # by is_grads_batched=True
+        if again or batched or _is_traced_or_transformed():
             backend = DIFFERENTIABLE
         if again and count is not None:
             moments = backend.collect(given.x, given.mask, form)

@@ -89,6 +89,6 @@ def plan(data_set: DataSet, *, quick: bool = False) -> Plan:
         data=fingerprint(data_set),
         chance=float(counts.max() / counts.sum()),
         sizes=_QUICK if quick else _FULL,
-        seeds=(0, 1) if quick else (0, 1, 2, 3),
+        seeds=(0, 1) if quick else (0, 1, 2, 3, 4),
         repeats=5 if quick else 15,
     )
