@@ -320,6 +320,40 @@ class TestCompile:
         torch.testing.assert_close(leaves[0].grad, leaves[1].grad)
         torch.testing.assert_close(layer.state_dict(), eager.state_dict())
 
+    @pytest.mark.parametrize("use_reentrant", [False, True])
+    @pytest.mark.parametrize("inside", [False, True])
+    def test_a_checkpoint_of_compiled_code_updates_once(self, use_reentrant, inside):
+        layer, x = bn.BatchNorm1d(3), torch.randn(8, 3, requires_grad=True)
+        if inside:
+            function = torch.compile(
+                lambda x: checkpoint(layer, x, use_reentrant=False), backend="aot_eager"
+            )
+        else:
+            compiled = torch.compile(layer, backend="aot_eager")
+
+            def function(x):
+                return checkpoint(compiled, x, use_reentrant=use_reentrant)
+
+        for _ in range(3):
+            function(x).backward(torch.randn(8, 3))
+        assert layer.num_batches_tracked == 3
+
+    def test_compiled_code_keeps_no_buffer_either(self):
+        layer = bn.BatchNorm1d(3).eval()
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        x = torch.randn(4, 3, requires_grad=True)
+        first = compiled(x)
+        layer.train()
+        second = compiled(x)
+        (first * second).sum().backward()
+        assert x.grad.isfinite().all()
+
+    @pytest.mark.parametrize("shape", [(1, 3), (8, 4), (8, 3, 2, 2)])
+    def test_errors_say_what_is_wrong(self, shape):
+        layer = bn.BatchNorm1d(3)
+        with pytest.raises(Exception, match="xpected|should contain"):
+            torch.compile(layer, backend="aot_eager")(torch.zeros(shape))
+
     def test_dynamic_batch_sizes_compile_once_more_at_most(self):
         layer = bn.BatchNorm1d(3)
         count = torch._dynamo.testing.CompileCounter()

@@ -53,6 +53,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     Raises:
         ValueError: A setting cannot be.
+        TypeError: `dtype` is complex.
 
     Example:
         >>> import batchnorm as bn, torch

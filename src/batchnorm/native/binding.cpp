@@ -157,6 +157,7 @@ struct Plan {
 }  // namespace
 
 NB_MODULE(_native, module) {
+    nb::set_leak_warnings(false);  // plans are kept in a cache of Python's until the very end
     nb::class_<Plan>(module, "Plan")
         .def(nb::init<bool, int, Integer, Integer, Integer, int, double, double, double>())
         .def("forward", &Plan::forward)
