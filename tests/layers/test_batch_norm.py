@@ -351,7 +351,7 @@ class TestCompile:
     @pytest.mark.parametrize("shape", [(1, 3), (8, 4), (8, 3, 2, 2)])
     def test_errors_say_what_is_wrong(self, shape):
         layer = bn.BatchNorm1d(3)
-        with pytest.raises(Exception, match="xpected|should contain"):
+        with pytest.raises(Exception, match=r"xpected|should contain"):
             torch.compile(layer, backend="aot_eager")(torch.zeros(shape))
 
     def test_dynamic_batch_sizes_compile_once_more_at_most(self):

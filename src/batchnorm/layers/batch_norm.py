@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -129,32 +130,39 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             >>> bn.BatchNorm1d(3, activation="relu")(x, residual=x, mask=torch.arange(8) < 6).shape
             torch.Size([8, 3])
         """
+        if torch.compiler.is_compiling():  # which cannot look at the stack to name the layer
+            return self._normalize(input, residual, mask)
+        try:
+            return self._normalize(input, residual, mask)
+        except (ValueError, TypeError, RuntimeError) as error:
+            name = name_layer
+            if "torch._dynamo" in sys.modules:  # it may be about to compile that call, too
+                name = torch.compiler.disable(name_layer)
+            name(error, self)
+            raise
+
+    def _normalize(self, input: Tensor, residual: Tensor | None, mask: Tensor | None) -> Tensor:
+        self._check_input_dim(input)
         track = self.training and self.track_running_stats
         use_running = track or not self.training
         by_batch = self.training or self.running_mean is None
-        try:
-            self._check_input_dim(input)
-            return batch_norm(
-                input,
-                self.running_mean if use_running else None,
-                self.running_var if use_running else None,
-                self.weight,
-                self.bias,
-                by_batch,
-                self.momentum,
-                self.eps,
-                residual=residual,
-                mask=mask,
-                activation=self.activation,
-                correction=self.correction,
-                channel_dim=self.channel_dim,
-                on_small_batch=self.on_small_batch,
-                num_batches_tracked=self.num_batches_tracked if track else None,
-            )
-        except (ValueError, TypeError, RuntimeError) as error:
-            if not torch.compiler.is_compiling():  # a compiler cannot look at the stack
-                name_layer(error, self)
-            raise
+        return batch_norm(
+            input,
+            self.running_mean if use_running else None,
+            self.running_var if use_running else None,
+            self.weight,
+            self.bias,
+            by_batch,
+            self.momentum,
+            self.eps,
+            residual=residual,
+            mask=mask,
+            activation=self.activation,
+            correction=self.correction,
+            channel_dim=self.channel_dim,
+            on_small_batch=self.on_small_batch,
+            num_batches_tracked=self.num_batches_tracked if track else None,
+        )
 
     def _check_input_dim(self, input: Tensor) -> None:
         if self.ranks is not None and input.dim() not in self.ranks:
