@@ -137,7 +137,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         except (ValueError, TypeError, RuntimeError) as error:
             name = name_layer
             if "torch._dynamo" in sys.modules:  # it may be about to compile that call, too
-                name = torch.compiler.disable(name_layer)
+                name = torch.compiler.disable(name_layer)  # type: ignore[no-untyped-call]
             name(error, self)
             raise
 
