@@ -37,8 +37,8 @@ sanitize: $(READY) ## run the tests of the kernels under AddressSanitizer and UB
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	$(BIN)/python -m pytest tests/kernels/test_native.py tests/kernels/test_steps.py
 
-bench: $(READY) ## time the layer beside torch.nn and write benchmarks/results
-	$(BIN)/python -m benchmarks.batch_norm
+bench: $(READY) ## time the layer beside torch.nn, and write the table of README.md
+	$(BIN)/python -m benchmarks.batch_norm --quick --only-torch
 
 docs: $(READY) ## build the documentation as pages in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

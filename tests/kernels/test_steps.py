@@ -8,7 +8,10 @@ import batchnorm as bn
 from batchnorm import reference
 from batchnorm.kernels import DIFFERENTIABLE, Activation, Form, Given
 
-BACKENDS = {"differentiable": DIFFERENTIABLE, **{b.name: b for b in bn.backends()}}
+BACKENDS = {
+    "differentiable": DIFFERENTIABLE,
+    **{b.name: b for b in bn.backends() if b.available() is None},
+}
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS.values()], ids=[*BACKENDS])
