@@ -35,7 +35,7 @@ sanitize: $(READY) ## run the tests of the kernels under AddressSanitizer and UB
 	cmake --build build/sanitize --parallel 2
 	PYTHONPATH=build/sanitize BATCHNORM_NATIVE=_native ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-	$(BIN)/python -m pytest tests/kernels/test_native.py tests/kernels/test_steps.py
+	$(BIN)/python -m pytest tests/kernels/test_native.py tests/kernels/test_contract.py
 
 bench: $(READY) ## time the layer beside torch.nn, and write the table of README.md
 	$(BIN)/python -m benchmarks.batch_norm --quick --only-torch
