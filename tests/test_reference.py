@@ -148,3 +148,19 @@ def test_the_reference_does_not_import_torch():
         "sys.modules['reference'] = m; s.loader.exec_module(m); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, reference.__file__], check=True)
+
+
+def test_large_padding_reaches_no_moment_and_no_gradient():
+    x, dy = np.random.default_rng(0).normal(size=(2, 6, 3))
+    weights = np.array([1, 1, 1, 1, 0, 0])
+    expected = reference.backward(dy[:4], x[:4]).x
+    x[4:], dy[4:] = 1e200, 0
+    assert np.isfinite(reference.moments(x, weights=weights).m2).all()
+    np.testing.assert_allclose(reference.backward(dy, x, weights=weights).x[:4], expected)
+
+
+def test_an_unknown_convention_is_refused():
+    with pytest.raises(ValueError, match="'pytorch': expected 'torch' or 'keras'"):
+        reference.update(
+            (np.zeros(1), np.ones(1)), reference.moments(np.ones((2, 1))), 0.1, "pytorch"
+        )

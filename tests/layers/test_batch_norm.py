@@ -400,3 +400,8 @@ def test_autocast_keeps_the_statistics_wide(dtype):
     y.float().square().mean().backward()
     assert model.norm.running_mean.dtype == torch.float32
     assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_complex_layer_is_refused_when_it_is_made():
+    with pytest.raises(TypeError, match=r"dtype is torch\.complex64"):
+        bn.BatchNorm1d(3, dtype=torch.complex64)
