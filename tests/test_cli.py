@@ -117,9 +117,13 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_no_process(tmp_path):
     study = subprocess.Popen(
         command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    while study.poll() is None and (not path.exists() or b"\n" not in path.read_bytes()):
+
+    def at_work():  # something is kept, by the study and two workers that have all started
+        kept = path.exists() and path.read_bytes().count(b"\n") >= 4
+        return kept and len(processes(study.pid)) >= 3
+
+    while study.poll() is None and not at_work():
         time.sleep(0.01)
-    assert len(processes(study.pid)) >= 3  # the study, and two workers
     os.killpg(study.pid, signal.SIGINT)  # as a terminal does: to all of them
     output, error = study.communicate()
     assert study.returncode == 130
