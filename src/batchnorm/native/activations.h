@@ -9,10 +9,12 @@ namespace BN_ISA {
 
 using batchnorm::Activation;
 
+template <class A> inline values<A> relu(values<A> z) { return larger<A>(values<A>{}, z); }
+
 template <class A> inline values<A> activate(values<A> z, Activation activation, A parameter) {
     switch (activation) {
         case Activation::none: return z;
-        case Activation::relu: return z < 0 ? values<A>{} : z;
+        case Activation::relu: return relu<A>(z);
         case Activation::leaky_relu: return z > 0 ? z : z * parameter;
         case Activation::elu: return z > 0 ? z : expm1(z) * parameter;
         case Activation::silu: return z / (1 + exp(-z));

@@ -1,8 +1,11 @@
 #include "buffers.h"
 
+#include <chrono>
 #include <list>
 #include <mutex>
 #include <new>
+#include <system_error>
+#include <thread>
 #include <unordered_map>
 
 #include <pthread.h>
@@ -12,30 +15,55 @@ namespace batchnorm {
 
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 constexpr std::size_t huge_page = std::size_t{2} << 20;
+constexpr std::chrono::seconds patience{3};
 
 struct Block {
     void* data;
     std::size_t bytes;
+    Clock::time_point since;
 };
 
+// Blocks that wait are on a list, the longest waiting first. A thread that runs only while there are
+// any gives back those that nobody asked for in time.
 struct Pool {
     std::mutex mutex;
-    std::list<Block> waiting;  // the longest waiting first
+    std::list<Block> waiting;
     std::unordered_map<void*, std::size_t> taken;
     std::size_t waiting_bytes = 0, limit = 0;
+    bool watched = false;
+
+    void drop_oldest() {
+        const Block block = waiting.front();
+        waiting.pop_front();
+        waiting_bytes -= block.bytes;
+        munmap(block.data, block.bytes);
+    }
 };
 
 // Never destroyed: tensors give their memory back until the very end of a process.
 Pool& pool() {
     static Pool* const instance = [] {
-        Pool* made = new Pool;
-        // a process that forks must not leave the lock taken in its child
+        // a process that forks must not leave the lock taken in its child, where no thread watches
         pthread_atfork([] { pool().mutex.lock(); }, [] { pool().mutex.unlock(); },
-                       [] { pool().mutex.unlock(); });
-        return made;
+                       [] { pool().watched = false, pool().mutex.unlock(); });
+        return new Pool;
     }();
     return *instance;
+}
+
+void watch() {
+    Pool& from = pool();
+    for (;;) {
+        std::this_thread::sleep_for(patience / 4);
+        const std::lock_guard<std::mutex> lock(from.mutex);
+        while (!from.waiting.empty() && Clock::now() - from.waiting.front().since > patience)
+            from.drop_oldest();
+        from.watched = !from.waiting.empty();
+        if (!from.watched) return;
+    }
 }
 
 // New memory, aligned to huge pages and advised to be made of them before anyone touches it.
@@ -50,13 +78,6 @@ void* map_block(std::size_t bytes) {
     madvise(mapped + head, bytes, MADV_HUGEPAGE);
 #endif
     return mapped + head;
-}
-
-void drop_oldest(Pool& from) {
-    const Block block = from.waiting.front();
-    from.waiting.pop_front();
-    from.waiting_bytes -= block.bytes;
-    munmap(block.data, block.bytes);
 }
 
 }  // namespace
@@ -82,18 +103,18 @@ void give_block(void* data) {
     Pool& to = pool();
     const std::lock_guard<std::mutex> lock(to.mutex);
     const auto entry = to.taken.find(data);
-    const Block block{data, entry->second};
+    const Block block{data, entry->second, Clock::now()};
     to.taken.erase(entry);
-    if (block.bytes > to.limit) {
-        munmap(block.data, block.bytes);
-        return;
-    }
-#if defined(MADV_FREE)
-    madvise(block.data, block.bytes, MADV_FREE);
-#endif
     to.waiting.push_back(block);
     to.waiting_bytes += block.bytes;
-    while (to.waiting_bytes > to.limit) drop_oldest(to);
+    while (to.waiting_bytes > to.limit) to.drop_oldest();
+    if (to.watched || to.waiting.empty()) return;
+    try {
+        std::thread(watch).detach();
+        to.watched = true;
+    } catch (const std::system_error&) {  // no thread to be had: nothing may wait
+        while (!to.waiting.empty()) to.drop_oldest();
+    }
 }
 
 std::size_t limit_blocks(std::size_t bytes) {
@@ -101,7 +122,7 @@ std::size_t limit_blocks(std::size_t bytes) {
     const std::lock_guard<std::mutex> lock(of.mutex);
     const std::size_t before = of.limit;
     of.limit = bytes;
-    while (of.waiting_bytes > of.limit) drop_oldest(of);
+    while (of.waiting_bytes > of.limit) of.drop_oldest();
     return before;
 }
 
@@ -109,7 +130,7 @@ std::size_t release_blocks() {
     Pool& of = pool();
     const std::lock_guard<std::mutex> lock(of.mutex);
     const std::size_t bytes = of.waiting_bytes;
-    while (!of.waiting.empty()) drop_oldest(of);
+    while (!of.waiting.empty()) of.drop_oldest();
     return bytes;
 }
 

@@ -6,9 +6,8 @@
 
 namespace batchnorm {
 
-// Blocks that tensors gave back wait here for the next ones of about their size. What waits is
-// marked as free for the system to take (MADV_FREE), so that it is memory in use only as long as
-// nobody else asks for it; and there is never more of it than the limit.
+// Blocks that tensors gave back wait here for the next ones of about their size: a few seconds, for
+// then they go back to the system; and there is never more of them than the limit.
 void* take_block(std::size_t bytes);
 void give_block(void* block);
 

@@ -2,9 +2,10 @@
 #pragma once
 
 #include <cstdlib>
+#include <type_traits>
 
 #include "geometry.h"
-#include "runs.h"
+#include "loops.h"
 
 namespace BN_ISA {
 
@@ -42,105 +43,105 @@ template <class T> struct Operands {
     Tensor x, residual, dy, out, dresidual;
     const A* mask;
 
-    template <class P> P* at(const Tensor& t, int64_t n, int64_t c, int64_t s) const {
+    Place<T> at(int64_t n, int64_t c, int64_t s) const {
+        const int64_t weight = geometry.planar ? n * geometry.S + s : n;
+        return {pointer<const T>(x, n, c, s),   pointer<const T>(residual, n, c, s),
+                mask ? mask + weight : nullptr, pointer<const T>(dy, n, c, s),
+                pointer<T>(out, n, c, s),       pointer<T>(dresidual, n, c, s)};
+    }
+
+    // From row to row, or from channel to channel of one position.
+    Steps steps() const {
+        return {step(x), step(residual), mask && !geometry.planar, step(dy), step(out), step(dresidual)};
+    }
+
+    // Whether whole vectors from the start of each row can be written past the caches.
+    bool rows_are_aligned() const {
+        for (const Tensor* const t : {&out, &dresidual})
+            if (t->data && (off_alignment(t->data) || step(*t) * sizeof(T) % alignment)) return false;
+        return true;
+    }
+
+    static constexpr int64_t alignment = sizeof(typename Stored<T>::type);
+
+    static int64_t off_alignment(const void* to) {
+        return static_cast<int64_t>(reinterpret_cast<std::uintptr_t>(to) % alignment);
+    }
+
+private:
+    template <class P> P* pointer(const Tensor& t, int64_t n, int64_t c, int64_t s) const {
         if (!t.data) return nullptr;
         return static_cast<P*>(t.data) + n * geometry.fold * t.outer +
                (geometry.planar ? c * t.inner + s : c);
     }
 
-    Run<T> run(int64_t n, int64_t c, int64_t s) const {
-        const A* w = mask ? mask + (geometry.planar ? n * geometry.S + s : n) : nullptr;
-        return {at<const T>(x, n, c, s), at<const T>(residual, n, c, s), w,
-                at<const T>(dy, n, c, s), at<T>(out, n, c, s), at<T>(dresidual, n, c, s)};
+    int64_t step(const Tensor& t) const {
+        return !t.data ? 0 : geometry.planar ? t.inner : geometry.fold * t.outer;
     }
 };
 
-// A value for each position: does `run(operands of the run, coefficients, n, options)`.
-template <class T, class F>
-inline void each_run(const Operands<T>& operands, const Span& span,
-                     const Coefficients<arithmetic<T>>& k, F function) {
-    for (int64_t n = span.n0; n < span.n1; ++n) {
-        if (!operands.geometry.planar) {
-            function(operands.run(n, span.c0, 0), k.from(span.c0), span.c1 - span.c0);
-            continue;
+// A result for each value; `past`: the results go past the caches, as far as alignment allows.
+template <bool Planar, class Step>
+inline void write_span(const Step& step, const Operands<typename Step::Type>& operands, const Span& span,
+                       const Coefficients<typename Step::A>& numbers, bool past) {
+    using T = typename Step::Type;
+    using A = typename Step::A;
+    const Steps by = operands.steps();
+    if constexpr (Planar) {
+        for (int64_t n = span.n0; n < span.n1; ++n) {
+            Place<T> p = operands.at(n, span.c0, span.s0);
+            for (int64_t c = span.c0; c < span.c1; ++c, p = moved(p, by, 1)) {
+                const Channel<A> k = numbers.all_lanes(c);
+                int64_t length = span.s1 - span.s0;
+                const int64_t off = Operands<T>::off_alignment(p.out);
+                if (!past || (p.dresidual && Operands<T>::off_alignment(p.dresidual) != off)) {
+                    write_run<false>(step, p, length, k);
+                    continue;
+                }
+                int64_t head = off ? (Operands<T>::alignment - off) / static_cast<int64_t>(sizeof(T)) : 0;
+                head = least(head, length);
+                if (head) write_run<false>(step, p, head, k);
+                const Steps one{1, p.residual ? 1 : 0, p.w ? 1 : 0, p.dy ? 1 : 0, 1, p.dresidual ? 1 : 0};
+                write_run<true>(step, moved(p, one, head), length - head, k);
+            }
         }
-        for (int64_t c = span.c0; c < span.c1; ++c)
-            function(operands.run(n, c, span.s0), k.from(c), span.s1 - span.s0);
+    } else {
+        const bool streamed = past && operands.rows_are_aligned();
+        each_strip<A>(span.n1 - span.n0, span.c1 - span.c0,
+                      [&](auto K, auto whole, int64_t n, int64_t rows, int64_t c, int count) {
+            const Place<T> p = operands.at(span.n0 + n, span.c0 + c, 0);
+            if (streamed) write_strip<K, whole, true>(step, p, by, rows, numbers, span.c0 + c, count);
+            else write_strip<K, whole, false>(step, p, by, rows, numbers, span.c0 + c, count);
+        });
     }
 }
 
-template <class T> inline bool aligned(const T* to) {
-    return reinterpret_cast<std::uintptr_t>(to) % sizeof(typename Stored<T>::type) == 0;
-}
-
-// Elementwise: `Step::plain` or, where the output can go past the caches, `Step::streamed`.
-template <class T, bool Planar, class Step>
-inline void write_span(const Operands<T>& operands, const Span& span,
-                       const Coefficients<arithmetic<T>>& k, const Options& options, bool past) {
-    each_run<T>(operands, span, k, [&](Run<T> run, const auto& own, int64_t n) {
-        if (!past) return Step::template run<false>(run, own, n, options);
-        if (aligned(run.out)) return Step::template run<true>(run, own, n, options);
-        if constexpr (!Planar) return Step::template run<false>(run, own, n, options);
-        const int64_t size = sizeof(typename Stored<T>::type);
-        const int64_t off = reinterpret_cast<std::uintptr_t>(run.out) % size;
-        const int64_t head = least(n, (size - off) / static_cast<int64_t>(sizeof(T)));
-        Step::template run<false>(run, own, head, options);
-        run.x += head, run.out += head;
-        if (run.residual) run.residual += head;
-        if (run.w) run.w += head;
-        if (run.dy) run.dy += head;
-        if (run.dresidual) run.dresidual += head;
-        Step::template run<true>(run, own, n - head, options);
-    });
-}
-
-template <class T, Variant V, bool Planar> struct Normalize {
-    template <bool Streamed>
-    static void run(const Run<T>& run, const Coefficients<arithmetic<T>>& k, int64_t n, const Options& o) {
-        normalize_run<T, V, Planar, Streamed>(run, k, n, o);
-    }
-};
-template <class T, Variant V, bool Planar> struct Apply {
-    template <bool Streamed>
-    static void run(const Run<T>& run, const Coefficients<arithmetic<T>>& k, int64_t n, const Options& o) {
-        apply_run<T, V, Planar, Streamed>(run, k, n, o);
-    }
-};
-
-// Sums over a span of at most one block: for channel c, totals(c, first, second) once, as double.
-template <class T, bool Planar, class Terms, class F>
-inline void sum_block(const Operands<T>& operands, const Span& span,
-                      const Coefficients<arithmetic<T>>& k, const Options& options,
-                      Scratch<arithmetic<T>>& scratch, F totals) {
-    using A = arithmetic<T>;
+// Sums over a span of at most one block into scratch.first and second, a number a channel.
+template <bool Planar, class Terms>
+inline void sum_block(const Terms& terms, const Operands<typename Terms::Type>& operands, const Span& span,
+                      const Coefficients<typename Terms::A>& numbers, Scratch<typename Terms::A>& scratch) {
+    using T = typename Terms::Type;
+    using A = typename Terms::A;
     const int64_t channels = span.c1 - span.c0;
+    const Steps by = operands.steps();
     if constexpr (Planar) {
         for (int64_t c = 0; c < 2 * channels; ++c) scratch.sums[c] = values<A>{};
-        for (int64_t n = span.n0; n < span.n1; ++n)
-            for (int64_t c = 0; c < channels; ++c) {
-                const Run<T> run = operands.run(n, span.c0 + c, span.s0);
-                const Terms terms(run, k.from(c), options);
-                sum_run<A>(terms, span.s1 - span.s0, &scratch.sums[2 * c]);
-            }
-        for (int64_t c = 0; c < channels; ++c)
-            totals(c, sum<A>(scratch.sums[2 * c]), sum<A>(scratch.sums[2 * c + 1]));
+        for (int64_t n = span.n0; n < span.n1; ++n) {
+            Place<T> p = operands.at(n, span.c0, span.s0);
+            for (int64_t c = 0; c < channels; ++c, p = moved(p, by, 1))
+                sum_run(terms, p, span.s1 - span.s0, numbers.all_lanes(c), &scratch.sums[2 * c]);
+        }
+        for (int64_t c = 0; c < channels; ++c) {
+            scratch.first[c] = sum<A>(scratch.sums[2 * c]);
+            scratch.second[c] = sum<A>(scratch.sums[2 * c + 1]);
+        }
     } else {
-        constexpr int Rows = 4;
         for (int64_t c = 0; c < channels; ++c) scratch.first[c] = scratch.second[c] = 0;
-        int64_t n = span.n0;
-        for (; n + Rows <= span.n1; n += Rows) {
-            const Run<T> runs[Rows] = {operands.run(n, span.c0, 0), operands.run(n + 1, span.c0, 0),
-                                       operands.run(n + 2, span.c0, 0), operands.run(n + 3, span.c0, 0)};
-            const Terms terms[Rows] = {{runs[0], k, options}, {runs[1], k, options},
-                                       {runs[2], k, options}, {runs[3], k, options}};
-            sum_rows<A>(terms, channels, scratch.first.get(), scratch.second.get());
-        }
-        for (; n < span.n1; ++n) {
-            const Run<T> run = operands.run(n, span.c0, 0);
-            const Terms terms[1] = {{run, k, options}};
-            sum_rows<A>(terms, channels, scratch.first.get(), scratch.second.get());
-        }
-        for (int64_t c = 0; c < channels; ++c) totals(c, scratch.first[c], scratch.second[c]);
+        each_strip<A>(span.n1 - span.n0, channels,
+                      [&](auto K, auto whole, int64_t n, int64_t rows, int64_t c, int count) {
+            sum_strip<K, whole>(terms, operands.at(span.n0 + n, span.c0 + c, 0), by, rows, numbers, c, count,
+                                &scratch.first[c], &scratch.second[c]);
+        });
     }
 }
 
@@ -153,12 +154,11 @@ template <bool Planar, class F> inline void each_block(const Span& span, F funct
             function(Span{span.c0, span.c1, n, least(span.n1, n + rows), s, least(span.s1, s + length)});
 }
 
-// Chan's update: adds the moments of `more` values to those of `count`.
-inline void merge(double* count, double* mean, double* m2, double more, double own, double spread) {
-    const double total = *count + more, delta = own - *mean;
-    *mean += delta * (more / total);
-    *m2 += spread + delta * delta * (*count * (more / total));
-    *count = total;
+// Chan's update: adds moments of `more` values to those of `count`; share = more / (count + more).
+inline void merge(double count, double* mean, double* m2, double share, double own, double spread) {
+    const double delta = own - *mean;
+    *mean += delta * share;
+    *m2 += spread + delta * delta * (count * share);
 }
 
 // How many values a channel has in a span, or their weight.
@@ -176,14 +176,14 @@ template <class T> inline double count_span(const Operands<T>& operands, const S
 // them: the block's first ones, or all where there are weights. An infinity makes m2 NaN, as it must.
 template <class T, bool Planar, bool Masked>
 void collect_span(const Operands<T>& operands, const Span& span, Scratch<arithmetic<T>>& scratch,
-                    double* mean, double* m2) {
+                  double* mean, double* m2) {
     using A = arithmetic<T>;
-    using Terms = Spread<T, Planar, Masked>;
-    const Options none{};
-    const A* near = scratch.near.get();
-    const Coefficients<A> k{near, near, near, near, near};
+    const Spread<T, Planar, Masked> terms{};
+    A *const near = scratch.near.get(), *const first = scratch.first.get(), *const second = scratch.second.get();
+    const Coefficients<A> numbers{near, near, near, near, near};
+    const int64_t channels = span.c1 - span.c0;
     double count = 0;
-    for (int64_t c = 0; c < span.c1 - span.c0; ++c) mean[c] = m2[c] = 0;
+    for (int64_t c = 0; c < channels; ++c) mean[c] = m2[c] = 0;
     each_block<Planar>(span, [&](const Span& block) {
         Span some = block;
         const double size = count_span(operands, block);
@@ -196,33 +196,38 @@ void collect_span(const Operands<T>& operands, const Span& span, Scratch<arithme
         } else {
             some.n1 = least(block.n1, block.n0 + 16);
         }
-        const A share = static_cast<A>(1 / (Masked ? size : static_cast<double>(some.positions())));
-        for (int64_t c = 0; c < block.c1 - block.c0; ++c) scratch.near[c] = 0;
-        sum_block<T, Planar, Terms>(operands, some, k, none, scratch, [&](int64_t c, A first, A) {
-            const A near = first * share;
-            scratch.near[c] = near - near == 0 ? near : 0;  // infinities go into the sums
-        });
-        sum_block<T, Planar, Terms>(operands, block, k, none, scratch, [&](int64_t c, A first, A second) {
-            const double own = first / size, spread = second - first * own;
-            double before = count;
-            merge(&before, &mean[c], &m2[c], size, scratch.near[c] + own, spread < 0 ? 0 : spread);
-        });
+        const A part = static_cast<A>(1 / (Masked ? size : static_cast<double>(some.positions())));
+        for (int64_t c = 0; c < channels; ++c) near[c] = 0;
+        sum_block<Planar>(terms, operands, some, numbers, scratch);
+        for (int64_t c = 0; c < channels; ++c) {
+            const A about = first[c] * part;
+            near[c] = about - about == 0 ? about : 0;  // infinities go into the sums
+        }
+        sum_block<Planar>(terms, operands, block, numbers, scratch);
+        const double inverse = 1 / size, share = size / (count + size);
+        for (int64_t c = 0; c < channels; ++c) {
+            const double own = first[c] * inverse, spread = second[c] - first[c] * own;
+            merge(count, &mean[c], &m2[c], share, near[c] + own, spread < 0 ? 0 : spread);
+        }
         count += size;
     });
 }
 
 // sum g and sum g * (x - near) of each channel of a span.
 template <class T, Variant V, bool Planar>
-void reduce_span(const Operands<T>& operands, const Span& span, const Coefficients<arithmetic<T>>& k,
+void reduce_span(const Operands<T>& operands, const Span& span, const Coefficients<arithmetic<T>>& numbers,
                  const Options& options, Scratch<arithmetic<T>>& scratch, double* sum_g, double* sum_gd) {
     using A = arithmetic<T>;
-    for (int64_t c = 0; c < span.c1 - span.c0; ++c) sum_g[c] = sum_gd[c] = 0;
+    const Products<T, V, Planar> terms{options};
+    const A *const first = scratch.first.get(), *const second = scratch.second.get();
+    const int64_t channels = span.c1 - span.c0;
+    for (int64_t c = 0; c < channels; ++c) sum_g[c] = sum_gd[c] = 0;
     each_block<Planar>(span, [&](const Span& block) {
-        sum_block<T, Planar, Products<T, V, Planar>>(
-            operands, block, k.from(span.c0), options, scratch, [&](int64_t c, A first, A second) {
-                sum_g[c] += first;
-                sum_gd[c] += second;
-            });
+        sum_block<Planar>(terms, operands, block, numbers.from(span.c0), scratch);
+        for (int64_t c = 0; c < channels; ++c) {
+            sum_g[c] += first[c];
+            sum_gd[c] += second[c];
+        }
     });
 }
 

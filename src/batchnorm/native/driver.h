@@ -15,8 +15,9 @@
 
 namespace BN_ISA {
 
-// Whether values leave the caches before anyone can use them: then they need not go through them.
-inline bool goes_past_cache(int64_t bytes) { return bytes > batchnorm::cache_bytes(); }
+// Whether results leave the caches before anyone can use them, for a batch and its result do not fit
+// in there together: then they need not go through them.
+inline bool goes_past_cache(int64_t bytes) { return 2 * bytes > batchnorm::cache_bytes(); }
 
 template <class T> struct Driver {
     using A = arithmetic<T>;
@@ -45,9 +46,9 @@ template <class T> struct Driver {
         const double mean = call.mean[c], own = call.inverse_std[c] * call.weight.get(c, 1);
         const A rounded = static_cast<A>(mean);
         for (int64_t i = c; i < geometry.width; i += call.C) {
-            near[i] = rounded;
-            scale[i] = static_cast<A>(own);
-            shift[i] = static_cast<A>(call.bias.get(c, 0) - (mean - rounded) * own);
+            near[i] = quiet(rounded);
+            scale[i] = quiet(static_cast<A>(own));
+            shift[i] = quiet(static_cast<A>(call.bias.get(c, 0) - (mean - rounded) * own));
         }
     }
 
@@ -57,8 +58,8 @@ template <class T> struct Driver {
         const double rest = call.mean[c] - static_cast<A>(call.mean[c]);
         const double steep = own * mean_gx * call.inverse_std[c];
         for (int64_t i = c; i < geometry.width; i += call.C) {
-            slope[i] = static_cast<A>(-steep);
-            offset[i] = static_cast<A>(steep * rest - own * mean_g);
+            slope[i] = quiet(static_cast<A>(-steep));
+            offset[i] = quiet(static_cast<A>(steep * rest - own * mean_g));
         }
     }
 
@@ -171,7 +172,8 @@ template <class T, bool Planar> void forward(const Forward& call) {
             driver.each_part(c, [&](int64_t k, int64_t i) {
                 if (counts[k] == 0) return;
                 const int64_t at = k * geometry.width + i;
-                merge(&seen, &mean, &m2, counts[k], means[at], m2s[at]);
+                merge(seen, &mean, &m2, counts[k] / (seen + counts[k]), means[at], m2s[at]);
+                seen += counts[k];
             });
             const double degrees = seen - call.correction;
             const double var = degrees > 0 ? m2 / degrees : 0;
@@ -183,8 +185,8 @@ template <class T, bool Planar> void forward(const Forward& call) {
     };
     with_variant(variant_of(call, false), [&](auto variant) {
         driver.passes(call.collect, call.y.data, sizeof(T), sum, ready, [&](const Span& span) {
-            write_span<T, Planar, Normalize<T, variant, Planar>>(operands, span, driver.k,
-                                                                driver.options, driver.past);
+            write_span<Planar>(Normalize<T, variant, Planar>{driver.options}, operands, span, driver.k,
+                               driver.past);
         });
     });
 }
@@ -225,8 +227,7 @@ template <class T, bool Planar> void backward(const Backward& call) {
             reduce_span<T, V, Planar>(operands, span, driver.k, driver.options, scratch, sum_g, sum_gd);
         };
         driver.passes(call.reduce, call.dx.data, bytes, sum, ready, [&](const Span& span) {
-            write_span<T, Planar, Apply<T, V, Planar>>(operands, span, driver.k, driver.options,
-                                                      driver.past);
+            write_span<Planar>(Apply<T, V, Planar>{driver.options}, operands, span, driver.k, driver.past);
         });
     });
 }

@@ -3,10 +3,9 @@
 #pragma once
 
 #include "call.h"
+#include "vector.h"
 
 namespace BN_ISA {
-
-using std::int64_t;
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -1,10 +1,12 @@
 // What this processor is: which instructions it knows and how large its caches are.
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <initializer_list>
 #include <stdexcept>
+#include <thread>
 
 #include "cache.h"
 #include "call.h"
@@ -37,15 +39,16 @@ double PerChannel::get(std::int64_t c, double otherwise) const {
 
 std::int64_t cache_bytes() {
     static const std::int64_t bytes = [] {
-        // what Linux says of the cache that a core sees, which in a virtual machine is nearer to the
-        // truth than what the processor says of itself
+        // What Linux says of the cache that a core sees; but a virtual machine of few cores, which it
+        // may show the whole of a large one, has only so much of that to itself.
+        const std::int64_t share = std::int64_t{16 << 20} * std::max(1u, std::thread::hardware_concurrency());
         for (const char* path : {"/sys/devices/system/cpu/cpu0/cache/index3/size",
                                  "/sys/devices/system/cpu/cpu0/cache/index2/size"}) {
             if (std::FILE* const file = std::fopen(path, "r")) {
                 long kilobytes = 0;
                 const bool read = std::fscanf(file, "%ldK", &kilobytes) == 1;
                 std::fclose(file);
-                if (read && kilobytes > 0) return std::int64_t{kilobytes} << 10;
+                if (read && kilobytes > 0) return std::min(std::int64_t{kilobytes} << 10, share);
             }
         }
         return std::int64_t{8} << 20;

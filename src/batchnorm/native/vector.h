@@ -5,15 +5,18 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 // For what must be part of its caller's loop.
-#define BN_INLINE __attribute__((always_inline))
+#define BN_INLINE inline __attribute__((always_inline))
 
 namespace BN_ISA {
+
+using std::int64_t;
 
 struct bfloat16 { std::uint16_t bits; };
 struct float16 { std::uint16_t bits; };
@@ -57,6 +60,19 @@ template <class A> inline integers<A> iota() {
     return result;
 }
 
+// The larger of each two; b where one is NaN.
+template <class A> inline values<A> larger(values<A> a, values<A> b) {
+#if BN_BYTES == 64
+    if constexpr (sizeof(A) == 4) return cast<values<A>>(_mm512_max_ps(cast<__m512>(a), cast<__m512>(b)));
+    else return cast<values<A>>(_mm512_max_pd(cast<__m512d>(a), cast<__m512d>(b)));
+#elif BN_BYTES == 32
+    if constexpr (sizeof(A) == 4) return cast<values<A>>(_mm256_max_ps(cast<__m256>(a), cast<__m256>(b)));
+    else return cast<values<A>>(_mm256_max_pd(cast<__m256d>(a), cast<__m256d>(b)));
+#else
+    return a > b ? a : b;
+#endif
+}
+
 // All ones where a lane is not finite.
 template <class A> inline integers<A> not_finite(values<A> v) {
     return (cast<integers<A>>(v) & Vector<A>::magnitude) >= Vector<A>::finite_below;
@@ -72,27 +88,39 @@ template <class A> inline A sum(values<A> v) {  // pairwise, always in the same 
 
 // Between half types and float.
 
-inline floats widen(bfloat16, Vector<float>::halves half) {
-    return cast<floats>(__builtin_convertvector(half, Vector<float>::bits) << 16);
-}
-
-// The lower halves of numbers below 2^16.
-inline Vector<float>::halves low_halves(Vector<float>::bits bits) {
-#if BN_BYTES == 32
-    const __m256i all = cast<__m256i>(bits);
-    return cast<Vector<float>::halves>(
-        _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)));
+inline Vector<float>::bits widened(Vector<float>::halves half) {
+#if BN_BYTES == 64  // which GCC would do in two parts
+    return cast<Vector<float>::bits>(_mm512_cvtepu16_epi32(cast<__m256i>(half)));
 #else
-    return __builtin_convertvector(bits, Vector<float>::halves);
+    return __builtin_convertvector(half, Vector<float>::bits);
 #endif
 }
 
+inline Vector<float>::halves high_halves(Vector<float>::bits bits) {
+#if BN_BYTES == 64
+    static const std::uint16_t odd[32] = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+    const __m512i picked = _mm512_permutexvar_epi16(_mm512_loadu_si512(odd), cast<__m512i>(bits));
+    return cast<Vector<float>::halves>(_mm512_castsi512_si256(picked));
+#elif BN_BYTES == 32
+    const __m256i all = cast<__m256i>(bits >> 16);
+    return cast<Vector<float>::halves>(
+        _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)));
+#else
+    return __builtin_convertvector(bits >> 16, Vector<float>::halves);
+#endif
+}
+
+inline floats widen(bfloat16, Vector<float>::halves half) { return cast<floats>(widened(half) << 16); }
+
+// To nearest, ties to even. A NaN stays one if its lower half is 0, as that of all is that come from
+// a bfloat16 or from arithmetic: see `quiet`.
 inline Vector<float>::halves narrow(bfloat16, floats v) {
     const auto bits = cast<Vector<float>::bits>(v);
-    const auto rounded = bits + 0x7fff + ((bits >> 16) & 1);  // to nearest, ties to even
-    const auto chosen = v == v ? rounded : (bits | 0x400000);
-    return low_halves(chosen >> 16);
+    return high_halves(bits + 0x7fff + ((bits >> 16) & 1));
 }
+
+// A number as it is, and any NaN as the one that arithmetic makes.
+template <class A> inline A quiet(A value) { return value == value ? value : std::numeric_limits<A>::quiet_NaN(); }
 
 #if BN_BYTES == 64
 inline floats widen(float16, Vector<float>::halves half) {
@@ -110,7 +138,7 @@ inline Vector<float>::halves narrow(float16, floats v) {
 }
 #else
 inline floats widen(float16, Vector<float>::halves half) {
-    const auto bits = __builtin_convertvector(half, Vector<float>::bits);
+    const auto bits = widened(half);
     const auto shifted = (bits & 0x7fff) << 13;
     const floats scaled = cast<floats>(shifted) * 0x1p112f;  // moves the exponent, subnormals too
     const auto special = shifted | 0x7f800000;
@@ -152,23 +180,52 @@ template <class T> inline values<arithmetic<T>> load(const T* from) {
     std::memcpy(&stored, from, sizeof stored);
     return Stored<T>::get(stored);
 }
-
-// The first `count` lanes; the others are 0.
-template <class T> inline values<arithmetic<T>> load(const T* from, int count) {
-    typename Stored<T>::type stored{};
-    std::memcpy(&stored, from, count * sizeof(T));
-    return Stored<T>::get(stored);
-}
-
 template <class T> inline void store(T* to, values<arithmetic<T>> v) {
     const auto stored = Stored<T>::put(v);
     std::memcpy(to, &stored, sizeof stored);
 }
 
+// The first `count` lanes, 1 to lanes - 1 of them; the others are read as 0, and not written.
+#if BN_BYTES == 64
+inline __mmask16 first_lanes(int count) { return static_cast<__mmask16>((1u << count) - 1); }
+inline floats load(const float* from, int count) {
+    return cast<floats>(_mm512_maskz_loadu_ps(first_lanes(count), from));
+}
+inline void store(float* to, floats v, int count) {
+    _mm512_mask_storeu_ps(to, first_lanes(count), cast<__m512>(v));
+}
+inline values<double> load(const double* from, int count) {
+    return cast<values<double>>(_mm512_maskz_loadu_pd(static_cast<__mmask8>(first_lanes(count)), from));
+}
+inline void store(double* to, values<double> v, int count) {
+    _mm512_mask_storeu_pd(to, static_cast<__mmask8>(first_lanes(count)), cast<__m512d>(v));
+}
+template <class T> inline floats load(const T* from, int count) {
+    return widen(T{}, cast<Vector<float>::halves>(_mm256_maskz_loadu_epi16(first_lanes(count), from)));
+}
+template <class T> inline void store(T* to, floats v, int count) {
+    _mm256_mask_storeu_epi16(to, first_lanes(count), cast<__m256i>(narrow(T{}, v)));
+}
+#else
+#if BN_BYTES == 32
+inline __m256i first_lanes(int count) { return cast<__m256i>(iota<float>() < count); }
+inline floats load(const float* from, int count) {
+    return cast<floats>(_mm256_maskload_ps(from, first_lanes(count)));
+}
+inline void store(float* to, floats v, int count) {
+    _mm256_maskstore_ps(to, first_lanes(count), cast<__m256>(v));
+}
+#endif
+template <class T> inline values<arithmetic<T>> load(const T* from, int count) {
+    typename Stored<T>::type stored{};
+    for (int i = 0; i < count; ++i) std::memcpy(reinterpret_cast<T*>(&stored) + i, from + i, sizeof(T));
+    return Stored<T>::get(stored);
+}
 template <class T> inline void store(T* to, values<arithmetic<T>> v, int count) {
     const auto stored = Stored<T>::put(v);
-    std::memcpy(to, &stored, count * sizeof(T));
+    for (int i = 0; i < count; ++i) std::memcpy(to + i, reinterpret_cast<const T*>(&stored) + i, sizeof(T));
 }
+#endif
 
 // A store that goes past the caches: `to` is aligned to the size of what is stored.
 template <class T> inline void stream(T* to, values<arithmetic<T>> v) {
