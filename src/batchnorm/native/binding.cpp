@@ -43,6 +43,22 @@ template <class F> void let_others_run(const Call& call, F work) {
     work();
 }
 
+// running += (batch - running) * rate, if all of it can be kept.
+template <class A>
+bool move(A* means, A* vars, Integer C, const double* mean, const double* m2, double rate, double share) {
+    constexpr double largest = std::numeric_limits<A>::max(), finite = std::numeric_limits<double>::max();
+    const auto stepped = [rate](double now, double batch) { return now + (batch - now) * rate; };
+    bool kept = true;
+    for (Integer c = 0; c < C; ++c)  // NaN is not kept either
+        kept &= std::abs(stepped(means[c], mean[c])) <= largest && std::abs(mean[c]) <= finite &&
+                stepped(vars[c], m2[c] * share) <= largest && m2[c] * share <= finite;
+    for (Integer c = 0; c < C && kept; ++c) {
+        means[c] = static_cast<A>(stepped(means[c], mean[c]));
+        vars[c] = static_cast<A>(stepped(vars[c], m2[c] * share));
+    }
+    return kept;
+}
+
 // running += (batch - running) * rate, by the m2 of `count` values; see update_running in
 // functional/batch_norm.py. A momentum of NaN averages over all batches.
 void follow(double count, Integer C, Address batch_mean, Address batch_m2, Address running_mean,
@@ -50,25 +66,11 @@ void follow(double count, Integer C, Address batch_mean, Address batch_m2, Addre
     const double* const mean = pointer<double>(batch_mean);
     const double* const m2 = pointer<double>(batch_m2);
     if (!(count > 1)) return;
-    for (Integer c = 0; c < C; ++c)
-        if (!std::isfinite(mean[c]) || !std::isfinite(m2[c])) return;
     const double rate = tracked && std::isnan(momentum) ? 1.0 / (*pointer<Integer>(tracked) + 1) : momentum;
-    const PerChannel means = per_channel(running_mean, running_type);
-    const PerChannel vars = per_channel(running_var, running_type);
-    const double largest = means.type == Type::float32 ? std::numeric_limits<float>::max()
-                                                       : std::numeric_limits<double>::max();
-    // First whether all of it can be kept, then all of it.
-    for (const bool keep : {false, true})
-        for (Integer c = 0; c < C; ++c) {
-            const double now = means.get(c, 0), spread = vars.get(c, 0);
-            const double next = now + (mean[c] - now) * rate;
-            const double wider = spread + (m2[c] / (count - 1) - spread) * rate;
-            if (!keep && !(std::abs(next) <= largest && wider <= largest)) return;
-            if (!keep) continue;
-            put(pointer<void>(running_mean), means.type, c, next);
-            put(pointer<void>(running_var), vars.type, c, wider);
-        }
-    if (tracked) *pointer<Integer>(tracked) += 1;
+    const bool moved = running_type == static_cast<int>(Type::float32)
+        ? move(pointer<float>(running_mean), pointer<float>(running_var), C, mean, m2, rate, 1 / (count - 1))
+        : move(pointer<double>(running_mean), pointer<double>(running_var), C, mean, m2, rate, 1 / (count - 1));
+    if (moved && tracked) *pointer<Integer>(tracked) += 1;
 }
 
 // What does not change from call to call on batches of one shape.
@@ -112,14 +114,8 @@ struct Plan {
         call.eps = eps, call.correction = correction;
         call.m2 = pointer<double>(m2);
         call.count = &count;
-        if (running_mean) {
-            const PerChannel means = per_channel(running_mean, running_type);
-            const PerChannel vars = per_channel(running_var, running_type);
-            for (Integer c = 0; c < C; ++c) {
-                call.mean[c] = means.get(c, 0);
-                call.inverse_std[c] = 1 / std::sqrt(vars.get(c, 1) + eps);
-            }
-        }
+        call.running_mean = per_channel(running_mean, running_type);
+        call.running_var = per_channel(running_var, running_type);
         let_others_run(call, [&] { kernels().forward(call); });
         return count;
     }

@@ -23,7 +23,7 @@ struct PerChannel {
     const void* data = nullptr;
     Type type = Type::float32;
 
-    double get(std::int64_t c, double otherwise) const;
+    double get(std::int64_t c) const;
 };
 
 struct Call {
@@ -44,6 +44,7 @@ struct Call {
 struct Forward : Call {
     Tensor y;                 // none: only collect
     bool collect;
+    PerChannel running_mean, running_var;  // (C): what to normalize by, or none
     double eps, correction;
     double* m2 = nullptr;     // (C), out
     double* count = nullptr;  // one number, out

@@ -15,9 +15,25 @@
 
 namespace BN_ISA {
 
+using batchnorm::PerChannel;
+using batchnorm::Type;
+
 // Whether results leave the caches before anyone can use them, for a batch and its result do not fit
 // in there together: then they need not go through them.
 inline bool goes_past_cache(int64_t bytes) { return 2 * bytes > batchnorm::cache_bytes(); }
+
+// Calls f(c, number) for channels, in double.
+template <class F> inline void widened(const PerChannel& numbers, int64_t c0, int64_t c1, double otherwise, F f) {
+    if (!numbers.data) {
+        for (int64_t c = c0; c < c1; ++c) f(c, otherwise);
+    } else if (numbers.type == Type::float32) {
+        for (int64_t c = c0; c < c1; ++c) f(c, static_cast<double>(static_cast<const float*>(numbers.data)[c]));
+    } else if (numbers.type == Type::float64) {
+        for (int64_t c = c0; c < c1; ++c) f(c, static_cast<const double*>(numbers.data)[c]);
+    } else {
+        for (int64_t c = c0; c < c1; ++c) f(c, numbers.get(c));
+    }
+}
 
 template <class T> struct Driver {
     using A = arithmetic<T>;
@@ -41,35 +57,43 @@ template <class T> struct Driver {
         threads = static_cast<int>(most(1, least(call.threads, useful)));
     }
 
-    // What normalizes channel c. The mean is two floats: what `near` lacks goes into the shift.
-    void set_channel(int64_t c) const {
-        const double mean = call.mean[c], own = call.inverse_std[c] * call.weight.get(c, 1);
-        const A rounded = static_cast<A>(mean);
-        for (int64_t i = c; i < geometry.width; i += call.C) {
-            near[i] = quiet(rounded);
-            scale[i] = quiet(static_cast<A>(own));
-            shift[i] = quiet(static_cast<A>(call.bias.get(c, 0) - (mean - rounded) * own));
-        }
+    // What normalizes channels. The mean is two floats: what `near` lacks goes into the shift.
+    void set_channels(int64_t c0, int64_t c1) const {
+        widened(call.weight, c0, c1, 1, [&](int64_t c, double weight) {
+            scale[c] = quiet(static_cast<A>(call.inverse_std[c] * weight));
+        });
+        widened(call.bias, c0, c1, 0, [&](int64_t c, double bias) {
+            near[c] = quiet(static_cast<A>(call.mean[c]));
+            shift[c] = static_cast<A>(bias);
+        });
+        widened(call.weight, c0, c1, 1, [&](int64_t c, double weight) {
+            const double rest = call.mean[c] - near[c];
+            shift[c] = quiet(static_cast<A>(shift[c] - rest * (call.inverse_std[c] * weight)));
+        });
+        unfold(c0, c1, near, scale, shift);
     }
 
     // dx = scale * (g - w * (mean_g + xhat * mean_gx)), as g * scale + w * (offset + distance * slope)
-    void set_through(int64_t c, double mean_g, double mean_gx) const {
-        const double own = call.inverse_std[c] * call.weight.get(c, 1);
-        const double rest = call.mean[c] - static_cast<A>(call.mean[c]);
-        const double steep = own * mean_gx * call.inverse_std[c];
-        for (int64_t i = c; i < geometry.width; i += call.C) {
-            slope[i] = quiet(static_cast<A>(-steep));
-            offset[i] = quiet(static_cast<A>(steep * rest - own * mean_g));
-        }
+    void set_through(int64_t c0, int64_t c1, const double* sum_g, const double* sum_g_xhat, double count,
+                     double degrees) const {
+        const double share = count > 0 ? 1 / count : 0, other = degrees > 0 ? 1 / degrees : 0;
+        widened(call.weight, c0, c1, 1, [&](int64_t c, double weight) {
+            const double own = call.inverse_std[c] * weight;
+            const double rest = call.mean[c] - static_cast<A>(call.mean[c]);
+            const double steep = own * (sum_g_xhat[c] * other) * call.inverse_std[c];
+            slope[c] = quiet(static_cast<A>(-steep));
+            offset[c] = quiet(static_cast<A>(steep * rest - own * (sum_g[c] * share)));
+        });
+        unfold(c0, c1, slope, offset);
     }
 
-    // Calls f(k, i) for each chunk k, and each place i in its `width` numbers, that hold channel c.
-    template <class F> void each_part(int64_t c, F f) const {
+    // Calls f(k, i) for each chunk k, and each place i in its `width` numbers, that hold channel 0.
+    template <class F> void each_part(F f) const {
         for (int64_t k = 0; k < geometry.chunks; ++k)
-            for (int64_t i = c; i < geometry.chunk_width(k); i += call.C) f(k, i);
+            for (int64_t i = 0; i < geometry.chunk_width(k); i += call.C) f(k, i);
     }
 
-    // Runs the passes: sum(span, k, scratch), then ready(c) for each channel, then put(span).
+    // Runs the passes: sum(span, k, scratch), then ready(c0, c1) for channels, then put(span).
     template <class Sum, class Ready, class Put>
     void passes(bool sums, bool puts, int64_t bytes_a_value, Sum sum, Ready ready, Put put) const {
         const int64_t groups = geometry.groups, chunks = geometry.chunks;
@@ -89,7 +113,7 @@ template <class T> struct Driver {
                     if (sums)
                         for (int64_t k = 0; k < chunks; ++k) sum(geometry.span(g, k), k, scratch);
                     const int64_t c0 = g * geometry.group;
-                    for (int64_t c = c0; c < least(call.C, c0 + geometry.group); ++c) ready(c);
+                    ready(c0, least(call.C, c0 + geometry.group));
                     if (puts)
                         for (int64_t k = chunks; k-- > 0;) put(geometry.span(g, k));
                 }
@@ -99,8 +123,9 @@ template <class T> struct Driver {
                     for (int64_t t = 0; t < groups * chunks; ++t)
                         sum(geometry.span(t % groups, t / groups), t / groups, scratch);
                 }
+                constexpr int64_t some = 64;
 #pragma omp for schedule(static)
-                for (int64_t c = 0; c < call.C; ++c) ready(c);
+                for (int64_t c = 0; c < call.C; c += some) ready(c, least(call.C, c + some));
                 if (puts) {
                     // each thread has the part that it summed, and goes through it backwards
                     const int64_t tasks = groups * chunks, team = omp_get_num_threads();
@@ -114,6 +139,12 @@ template <class T> struct Driver {
     }
 
 private:
+    // Numbers of channels that few-channelled rows have several times.
+    template <class... Arrays> void unfold(int64_t c0, int64_t c1, const Arrays&... arrays) const {
+        for (int64_t i = call.C; i < geometry.width; i += call.C)
+            for (int64_t c = c0; c < c1; ++c) ((arrays[i + c] = arrays[c]), ...);
+    }
+
     // Where the part of a thread begins in a static schedule: the first ones have one more.
     static int64_t part(int64_t tasks, int64_t me, int64_t team) {
         return me * (tasks / team) + least(me, tasks % team);
@@ -166,22 +197,29 @@ template <class T, bool Planar> void forward(const Forward& call) {
         if (call.mask) collect_span<T, Planar, true>(operands, span, scratch, mean, m2);
         else collect_span<T, Planar, false>(operands, span, scratch, mean, m2);
     };
-    const auto ready = [&](int64_t c) {
+    const auto ready = [&](int64_t c0, int64_t c1) {
         if (call.collect) {
-            double seen = 0, mean = 0, m2 = 0;
-            driver.each_part(c, [&](int64_t k, int64_t i) {
+            double seen = 0;
+            for (int64_t c = c0; c < c1; ++c) call.mean[c] = call.m2[c] = 0;
+            driver.each_part([&](int64_t k, int64_t i) {
                 if (counts[k] == 0) return;
-                const int64_t at = k * geometry.width + i;
-                merge(seen, &mean, &m2, counts[k] / (seen + counts[k]), means[at], m2s[at]);
+                const double share = counts[k] / (seen + counts[k]);
+                const double *const mean = &means[k * geometry.width + i], *const m2 = &m2s[k * geometry.width + i];
+                for (int64_t c = c0; c < c1; ++c) merge(seen, &call.mean[c], &call.m2[c], share, mean[c], m2[c]);
                 seen += counts[k];
             });
             const double degrees = seen - call.correction;
-            const double var = degrees > 0 ? m2 / degrees : 0;
-            call.mean[c] = mean;
-            call.m2[c] = m2;
-            call.inverse_std[c] = seen > 0 ? 1 / std::sqrt(var + call.eps) : 0;
+            for (int64_t c = c0; c < c1; ++c) {
+                const double var = degrees > 0 ? call.m2[c] / degrees : 0;
+                call.inverse_std[c] = seen > 0 ? 1 / std::sqrt(var + call.eps) : 0;
+            }
+        } else if (call.running_mean.data) {
+            widened(call.running_mean, c0, c1, 0, [&](int64_t c, double mean) { call.mean[c] = mean; });
+            widened(call.running_var, c0, c1, 1, [&](int64_t c, double var) {
+                call.inverse_std[c] = 1 / std::sqrt(var + call.eps);
+            });
         }
-        if (call.y.data) driver.set_channel(c);
+        if (call.y.data) driver.set_channels(c0, c1);
     };
     with_variant(variant_of(call, false), [&](auto variant) {
         driver.passes(call.collect, call.y.data, sizeof(T), sum, ready, [&](const Span& span) {
@@ -198,25 +236,26 @@ template <class T, bool Planar> void backward(const Backward& call) {
     const Operands<T> operands{geometry, call.x, call.residual, call.dy, call.dx, call.dresidual,
                                static_cast<const A*>(call.mask)};
     const Driver<T> driver(call, operands, call.through);
-    for (int64_t c = 0; c < call.C; ++c) driver.set_channel(c);
+    driver.set_channels(0, call.C);
     const int64_t kept = call.reduce ? geometry.chunks : 0;
     const Array<double> sums_g(kept * geometry.width), sums_gd(kept * geometry.width);
-    const auto ready = [&](int64_t c) {
+    const auto ready = [&](int64_t c0, int64_t c1) {
+        double *const sum_g = call.sum_g, *const sum_g_xhat = call.sum_g_xhat;
         if (call.reduce) {
-            double sum_g = 0, sum_gd = 0;
-            driver.each_part(c, [&](int64_t k, int64_t i) {
-                sum_g += sums_g[k * geometry.width + i];
-                sum_gd += sums_gd[k * geometry.width + i];
+            for (int64_t c = c0; c < c1; ++c) sum_g[c] = sum_g_xhat[c] = 0;
+            driver.each_part([&](int64_t k, int64_t i) {
+                const double *const g = &sums_g[k * geometry.width + i], *const gd = &sums_gd[k * geometry.width + i];
+                for (int64_t c = c0; c < c1; ++c) {
+                    sum_g[c] += g[c];
+                    sum_g_xhat[c] += gd[c];
+                }
             });
-            const double rest = call.mean[c] - static_cast<A>(call.mean[c]);
-            call.sum_g[c] = sum_g;
-            call.sum_g_xhat[c] = (sum_gd - rest * sum_g) * call.inverse_std[c];
+            for (int64_t c = c0; c < c1; ++c) {
+                const double rest = call.mean[c] - static_cast<A>(call.mean[c]);
+                sum_g_xhat[c] = (sum_g_xhat[c] - rest * sum_g[c]) * call.inverse_std[c];
+            }
         }
-        if (call.through) {
-            const double degrees = call.count - call.correction;
-            driver.set_through(c, call.count > 0 ? call.sum_g[c] / call.count : 0,
-                               degrees > 0 ? call.sum_g_xhat[c] / degrees : 0);
-        }
+        if (call.through) driver.set_through(c0, c1, sum_g, sum_g_xhat, call.count, call.count - call.correction);
     };
     const int64_t bytes = sizeof(T) * (call.residual.data ? 3 : 2);
     with_variant(variant_of(call, true), [&](auto variant) {

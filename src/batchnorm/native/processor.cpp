@@ -13,8 +13,7 @@
 
 namespace batchnorm {
 
-double PerChannel::get(std::int64_t c, double otherwise) const {
-    if (!data) return otherwise;
+double PerChannel::get(std::int64_t c) const {
     switch (type) {
         case Type::float64: return static_cast<const double*>(data)[c];
         case Type::float32: return static_cast<const float*>(data)[c];
@@ -34,7 +33,7 @@ double PerChannel::get(std::int64_t c, double otherwise) const {
             return half & 0x8000 ? -value : value;
         }
     }
-    return otherwise;
+    return NAN;
 }
 
 std::int64_t cache_bytes() {
