@@ -18,9 +18,9 @@ namespace BN_ISA {
 using batchnorm::PerChannel;
 using batchnorm::Type;
 
-// Whether results leave the caches before anyone can use them, for a batch and its result do not fit
-// in there together: then they need not go through them.
-inline bool goes_past_cache(int64_t bytes) { return 2 * bytes > batchnorm::cache_bytes(); }
+// Whether results leave the caches before anyone can use them, for a batch and its result fill them
+// by themselves: then they need not go through them.
+inline bool goes_past_cache(int64_t bytes) { return 2 * bytes >= batchnorm::cache_bytes(); }
 
 // Calls f(c, number) for channels, in double.
 template <class F> inline void widened(const PerChannel& numbers, int64_t c0, int64_t c1, double otherwise, F f) {
