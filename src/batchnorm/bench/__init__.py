@@ -1,0 +1,1 @@
+"""How fast the layer is beside its peers: `batchnorm bench`."""
