@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import batchnorm
 from batchnorm import cli
+from batchnorm.bench.check import BOUNDS
 from batchnorm.study import conduct
 
 RUNNER = CliRunner()
@@ -33,6 +34,7 @@ def test_help_has_every_verb():
     shown = RUNNER.invoke(cli.app, ["--help"])
     assert shown.exit_code == 0
     assert "study" in shown.stdout
+    assert "bench" in shown.stdout
     assert "env" in shown.stdout
 
 
@@ -60,8 +62,32 @@ def test_bad_input_gives_one_line_and_status_2(tmp_path, arguments, word):
     assert word in shown.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--shapes", "32"], "--shapes: got '32', expected examples x channels"),
+        (["--dtypes", "float8"], "--dtypes: got 'float8', expected some of float32"),
+        (["--modes", "training"], "--modes: got 'training', expected some of forward+backward"),
+        (["--threads", "none"], "--threads: got 'none', expected 'all' or numbers"),
+        (["--peers", "numpy"], "--peers: got 'numpy', expected some of torch.nn"),
+        (["--out", "{folder}/file"], "file is no folder; name another one"),
+    ],
+)
+def test_a_bench_that_cannot_be_gives_one_line_and_status_2(tmp_path, arguments, words):
+    (tmp_path / "file").touch()
+    given = [argument.format(folder=tmp_path) for argument in arguments]
+    shown = RUNNER.invoke(cli.app, ["bench", "--out", str(tmp_path / "out"), *given])
+    assert shown.exit_code == 2
+    assert shown.stdout == ""
+    assert shown.stderr.count("\n") == 1
+    assert shown.stderr.startswith("batchnorm: ")
+    assert words in shown.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_usage_error_has_status_2():
     assert RUNNER.invoke(cli.app, ["study", "--jobs", "0"]).exit_code == 2
+    assert RUNNER.invoke(cli.app, ["bench", "--seconds", "-1"]).exit_code == 2
     assert RUNNER.invoke(cli.app, ["no-verb"]).exit_code == 2
 
 
@@ -81,6 +107,31 @@ def test_what_is_not_installed_for_a_verb_is_said_too(monkeypatch, tmp_path):
     shown = RUNNER.invoke(cli.app, ["study", "--out", str(tmp_path)])
     assert shown.exit_code == 2
     assert shown.stderr == 'batchnorm: joblib is not installed: pip install "batchnorm[study]"\n'
+
+    monkeypatch.delitem(sys.modules, "batchnorm.bench.conduct", raising=False)
+    monkeypatch.delitem(sys.modules, "batchnorm.bench.picture", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    shown = RUNNER.invoke(cli.app, ["bench", "--out", str(tmp_path)])
+    assert shown.exit_code == 2
+    assert 'is not installed: pip install "batchnorm[bench]"\n' in shown.stderr
+
+
+def test_a_bench_from_end_to_end(tmp_path):
+    arguments = ["bench", "--shapes", "8x4", "--threads", "1", "--seconds", "0", "--modes"]
+    shown = RUNNER.invoke(cli.app, [*arguments, "inference", "--out", str(tmp_path / "out")])
+    assert shown.exit_code == 0, shown.output
+    assert "inference, bfloat16, 1 thread" in shown.stdout
+    assert max(map(len, shown.stdout.splitlines()[:-1])) <= 80  # the last one is a path
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+def test_a_wrong_result_is_no_bad_input(tmp_path, monkeypatch):
+    monkeypatch.setitem(BOUNDS, "float32", {True: 0.0, False: 0.0})
+    arguments = ["bench", "--shapes", "8x4", "--dtypes", "float32", "--out", str(tmp_path / "out")]
+    shown = RUNNER.invoke(cli.app, [*arguments, "--quick"])
+    assert shown.exit_code == 1
+    assert "batchnorm: torch.nn is wrong: its y is off by" in shown.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_study_from_end_to_end(tmp_path, monkeypatch):
@@ -136,6 +187,33 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_no_process(tmp_path):
         time.sleep(0.05)
     assert not left
     assert all(json.loads(line)["kind"] == "run" for line in path.read_text().splitlines())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal")
+def test_ctrl_c_leaves_nothing_of_a_bench(tmp_path):
+    program = """
+from batchnorm.bench import conduct
+from batchnorm.cli import main
+
+copy_speed = conduct.copy_speed
+conduct.copy_speed = lambda: print("at work", flush=True) or copy_speed()
+main()
+"""
+    options = ["--shapes", "64x32", "--seconds", "60", "--peers", "eager", "--out"]
+    command = [sys.executable, "-c", program, "bench", *options, str(tmp_path / "out")]
+    bench = subprocess.Popen(
+        command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    for line in bench.stdout:
+        if line == "at work\n":
+            break
+    time.sleep(2)  # on its way to its first case, or in it for a minute
+    os.killpg(bench.pid, signal.SIGINT)
+    output, error = bench.communicate()
+    assert bench.returncode == 130
+    assert error == "batchnorm: stopped; nothing is written\n"
+    assert "All rows" not in output
+    assert list(tmp_path.iterdir()) == []
 
 
 def processes(session):

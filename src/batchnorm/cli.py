@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
 
+from batchnorm.bench.cases import DTYPES, MODES, PEERS, Wanted
+from batchnorm.bench.errors import BenchError, WrongResult
 from batchnorm.environment import describe
 from batchnorm.kernels import backends
 from batchnorm.study.data import DataError
@@ -19,8 +21,8 @@ def _end(message: object, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def _end_for_want_of(error: ModuleNotFoundError) -> NoReturn:
-    _end(f'{error.name} is not installed: pip install "batchnorm[study]"', 2)
+def _end_for_want_of(error: ModuleNotFoundError, extra: str = "study") -> NoReturn:
+    _end(f'{error.name} is not installed: pip install "batchnorm[{extra}]"', 2)
 
 
 try:
@@ -30,7 +32,7 @@ except ModuleNotFoundError as error:
     _end_for_want_of(error)
 
 app = typer.Typer(
-    help="Batch normalization for PyTorch: the evidence of what it does.",
+    help="Batch normalization for PyTorch: the evidence of what it does, and how fast.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -51,10 +53,43 @@ def study(
 
     Killed and started again, a study goes on where it was.
     """
-    with _ended_in_one_line():
+    kept = "what is finished is kept: run the same command again to go on"
+    with _ended_in_one_line("study", kept):
         from batchnorm.study.conduct import conduct
 
         conduct(data, out, console=Console(), quick=quick, jobs=jobs)
+
+
+@app.command()
+def bench(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A first impression, within a minute.")
+    ] = False,
+    shapes: Annotated[
+        str | None, typer.Option(help="Examples x channels x ..., as 32x64x112x112,256x1024.")
+    ] = None,
+    dtypes: Annotated[str | None, typer.Option(help=f"{', '.join(DTYPES)}.")] = None,
+    modes: Annotated[str | None, typer.Option(help=f"{', '.join(MODES)}.")] = None,
+    threads: Annotated[str | None, typer.Option(help="How many: numbers, or all.")] = None,
+    peers: Annotated[
+        str | None, typer.Option(help=f"{', '.join(PEERS)}; the first is always there.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0, help="How long each case is timed, at least 5 rounds.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder of table and picture.")] = Path("bench"),
+) -> None:
+    """Time the layer beside its peers, once all have given the right result.
+
+    Lists are written with commas. What is not given is chosen so that a run takes minutes: the
+    peers other than torch.nn are timed for BN + ReLU, forward and backward, unless both modes and
+    peers are given.
+    """
+    with _ended_in_one_line("bench", "nothing is written"):
+        from batchnorm.bench.conduct import conduct
+
+        wanted = Wanted.parse(shapes, dtypes, modes, threads, peers, quick)
+        conduct(wanted, out, console=Console(), seconds=seconds)
 
 
 @app.command()
@@ -68,15 +103,23 @@ def env() -> None:
 
 
 @contextmanager
-def _ended_in_one_line() -> Iterator[None]:
+def _ended_in_one_line(extra: str, kept: str) -> Iterator[None]:
+    """End what goes wrong in one line.
+
+    Args:
+        extra: The part of the package that has what may be missing.
+        kept: What Ctrl-C leaves.
+    """
     try:
         yield
-    except (DataError, StudyError, OSError) as error:
+    except (BenchError, DataError, StudyError, OSError) as error:
         _end(error, 2)
+    except WrongResult as error:
+        _end(error, 1)
     except ModuleNotFoundError as error:
-        _end_for_want_of(error)
+        _end_for_want_of(error, extra)
     except KeyboardInterrupt:
-        _end("stopped; what is finished is kept: run the same command again to go on", 130)
+        _end(f"stopped; {kept}", 130)
 
 
 def main() -> None:
