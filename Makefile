@@ -37,8 +37,13 @@ sanitize: $(READY) ## run the tests of the kernels under AddressSanitizer and UB
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	$(BIN)/python -m pytest tests/kernels/test_native.py tests/kernels/test_contract.py
 
-bench: $(READY) ## time the layer beside torch.nn, and write the table of README.md
-	$(BIN)/python -m benchmarks.batch_norm --quick --only-torch
+# What only the bench needs is installed when it is first run.
+$(VENV)/.bench: $(READY)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@
+
+bench: $(VENV)/.bench ## time the layer beside torch.nn, torch.compile and JAX, and write the table of README.md
+	$(BIN)/python -m benchmarks.batch_norm
 
 docs: $(READY) ## build the documentation as pages in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
