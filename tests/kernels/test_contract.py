@@ -70,3 +70,30 @@ def test_no_step_changes_what_it_is_given(backend):
         backend.apply_grad(dy, given, (moments.mean, moments.mean))
     for now, then in zip((x, dy, residual), before, strict=True):
         assert torch.equal(now, then)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS.values()], ids=[*BACKENDS])
+@pytest.mark.parametrize("by_batch", [True, False])
+def test_y_goes_where_it_is_asked_for(backend, by_batch):
+    x, residual = torch.randn(6, 4, 5), torch.randn(6, 4, 5)
+    form = Form(activation=Activation.parse("gelu"))
+    running = None if by_batch else (torch.randn(4), torch.rand(4))
+    expected = backend.forward(x, None, None, residual, None, form, running)
+    given = Given(x, expected.mean, expected.inverse_std, None, None, residual, None, form)
+    assert torch.equal(backend.normalize(given), expected.y)
+    for out_of in (
+        torch.empty_like,
+        lambda x: x,
+        lambda x: torch.empty(5, 4, 6).mT.mT.permute(2, 1, 0),
+    ):
+        for whole in (True, False):
+            mine = x.clone()
+            out = out_of(mine)
+            version = out._version
+            if whole:
+                y = backend.forward(mine, None, None, residual, None, form, running, out).y
+            else:
+                y = backend.normalize(given._replace(x=mine), out)
+            assert y is out
+            assert out._version > version
+            assert torch.equal(y, expected.y)

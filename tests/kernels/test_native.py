@@ -146,6 +146,22 @@ def test_the_number_of_threads_changes_no_bit(layout, dtype, masked):
             assert torch.equal(first, value)
 
 
+@pytest.mark.parametrize("layout", LARGE)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_y_may_lie_over_x_and_the_residual(layout, dtype, activation, with_residual, instructions):
+    shape, order = LARGE[layout]
+    if dtype == torch.float32:  # more than the caches hold
+        shape = (4 * shape[0], *shape[1:])
+    x = random(shape, order, dtype, offset=3)
+    form = Form(activation=Activation.parse(activation))
+    residual = x if with_residual else None
+    expected = NATIVE.forward(x, None, None, residual, None, form, None).y
+    assert NATIVE.forward(x, None, None, residual, None, form, None, out=x).y is x
+    assert torch.equal(x, expected)
+
+
 @pytest.mark.parametrize("mean", [0.0, 1.0, 1e2, 1e4, 1e6])
 @pytest.mark.parametrize("layout", LARGE)
 def test_float32_is_exact_to_its_last_digits_at_every_mean(layout, mean, instructions):
@@ -283,3 +299,15 @@ def test_reasons_are_given_for_what_is_not_taken():
     assert "meta" in NATIVE.supports(x.to("meta"), Form())
     assert NATIVE.supports(x[:, 2:5], Form()) is None
     assert NATIVE.supports(x[1:3, :, 2:7], Form()) is None
+
+
+def test_overlapping_values_are_not_taken_for_dense_ones():
+    assert native._is_dense((2, 3), (1, 2))
+    assert native._is_dense((2, 1, 3), (3, 17, 1))
+    for shape, strides in (
+        ((2, 2, 2), (1, 1, 5)),
+        ((2, 3), (4, 1)),
+        ((2, 3), (0, 1)),
+        ((0,), (1,)),
+    ):
+        assert not native._is_dense(shape, strides)

@@ -11,6 +11,9 @@ none does, two calls do all of it, and may read memory less often:
 
     forward(x, ...)                  -> y, moments          collect and normalize
     backward(dy, given, count, ...)  -> the gradients       reduce_grad and apply_grad
+
+What returns y takes `out`, a tensor to return it in, as if by `out.copy_(y)`: it may be x itself,
+and overlap whatever else is given. A backend that overwrites x step by step must see to that.
 """
 
 from __future__ import annotations
@@ -111,7 +114,7 @@ class Backend(Protocol):
     def collect(self, x: Tensor, mask: Tensor | None, form: Form) -> Moments:
         """Return the moments of every channel."""
 
-    def normalize(self, given: Given) -> Tensor:
+    def normalize(self, given: Given, out: Tensor | None = None) -> Tensor:
         """Return y = activation(weight * (x - mean) * inverse_std + bias + residual)."""
 
     def reduce_grad(self, dy: Tensor, given: Given) -> tuple[Tensor, Tensor]:
@@ -137,6 +140,7 @@ class Backend(Protocol):
         mask: Tensor | None,
         form: Form,
         running: tuple[Tensor, Tensor] | None,
+        out: Tensor | None = None,
     ) -> Found:
         """Normalize by the running mean and variance, or, if that is None, by the batch's own."""
 

@@ -47,13 +47,13 @@ class Eager:
         """Return the moments of every channel."""
         return Moments.of(x, channel_dim=form.channel_dim, weights=mask)
 
-    def normalize(self, given: Given) -> Tensor:
+    def normalize(self, given: Given, out: Tensor | None = None) -> Tensor:
         """Return y."""
         ready = _prepare(given)
         y = _preactivation(ready, given, self._over(ready.distance))
         if given.form.activation is not None:
             y = given.form.activation(y)
-        return y.to(given.x.dtype)
+        return y.to(given.x.dtype) if out is None else out.copy_(y)
 
     def reduce_grad(self, dy: Tensor, given: Given) -> tuple[Tensor, Tensor]:
         """Return the gradients of bias and weight."""
@@ -97,6 +97,7 @@ class Eager:
         mask: Tensor | None,
         form: Form,
         running: tuple[Tensor, Tensor] | None,
+        out: Tensor | None = None,
     ) -> Found:
         """Return y and what normalized it."""
         moments = None
@@ -108,7 +109,7 @@ class Eager:
             mean = running[0].detach().to(kept, copy=True)
             inverse_std = (running[1].detach().to(kept) + form.eps).rsqrt()
         given = Given(x, mean, inverse_std, weight, bias, residual, mask, form)
-        return Found(self.normalize(given), moments, mean, inverse_std)
+        return Found(self.normalize(given, out), moments, mean, inverse_std)
 
     def backward(
         self, dy: Tensor, given: Given, count: Tensor | float | None, needs: Needs

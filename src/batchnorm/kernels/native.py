@@ -20,6 +20,7 @@ from torch import Tensor
 from batchnorm.kernels.activations import NAMES
 from batchnorm.kernels.contract import Form, Found, Given, Gradients, Needs
 from batchnorm.kernels.eager import Eager
+from batchnorm.kernels.memory import is_same_view, may_overlap
 from batchnorm.moments import Moments
 
 _native: Any = None
@@ -64,6 +65,15 @@ def instructions() -> list[str]:
         [...]
     """
     return [] if _native is None else list(_native.instructions())
+
+
+def takes(x: Tensor) -> bool:
+    """Return whether the kernels are there and take tensors like this, whatever their strides.
+
+    Unlike `Native.supports`, a compiler can trace it.
+    """
+    dense = x.device.type == "cpu" and x.layout is torch.strided
+    return _native is not None and dense and x.dtype in _TYPES
 
 
 class View(NamedTuple):
@@ -188,15 +198,15 @@ class Native:
         moments, _ = _collect(x, None, None, None, None, mask, form)
         return moments
 
-    def normalize(self, given: Given) -> Tensor:
+    def normalize(self, given: Given, out: Tensor | None = None) -> Tensor:
         """Return y."""
         x, mean, inverse_std, weight, bias, residual, mask, form = given
         if not _alike(x, residual):
-            return _EAGER.normalize(given)
-        y = _output(x)
+            return _EAGER.normalize(given, out)
+        y, weight, bias, residual, mask = _target(x, out, weight, bias, residual, mask)
         statistics = (_wide(mean), _wide(inverse_std), None)
         _forward(x, y, weight, bias, residual, mask, form, statistics, None)
-        return y
+        return _written(y, out)
 
     def reduce_grad(self, dy: Tensor, given: Given) -> tuple[Tensor, Tensor]:
         """Return the gradients of bias and weight."""
@@ -230,19 +240,22 @@ class Native:
         mask: Tensor | None,
         form: Form,
         running: tuple[Tensor, Tensor] | None,
+        out: Tensor | None = None,
     ) -> Found:
         """Return y and what normalized it."""
         if not _alike(x, residual):
-            return _EAGER.forward(x, weight, bias, residual, mask, form, running)
-        y = _output(x)
+            return _EAGER.forward(x, weight, bias, residual, mask, form, running, out)
+        y, weight, bias, residual, mask = _target(x, out, weight, bias, residual, mask)
         if running is None:
             moments, inverse_std = _collect(x, y, weight, bias, residual, mask, form)
-            return Found(y, moments, moments.mean, inverse_std)
-        mean = torch.empty(_channels(x, form), dtype=_WIDE)
-        inverse_std = torch.empty_like(mean)
-        statistics = (mean, inverse_std, None)
-        _forward(x, y, weight, bias, residual, mask, form, statistics, running)
-        return Found(y, None, mean, inverse_std)
+            mean = moments.mean
+        else:
+            moments = None
+            mean = torch.empty(_channels(x, form), dtype=_WIDE)
+            inverse_std = torch.empty_like(mean)
+            statistics = (mean, inverse_std, None)
+            _forward(x, y, weight, bias, residual, mask, form, statistics, running)
+        return Found(_written(y, out), moments, mean, inverse_std)
 
     def backward(
         self, dy: Tensor, given: Given, count: Tensor | float | None, needs: Needs
@@ -401,6 +414,41 @@ def _alike(x: Tensor, other: Tensor | None) -> bool:
     return other is None or other.dtype == x.dtype
 
 
+def _target(
+    x: Tensor,
+    out: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Return where to write y, and the others apart from it in memory.
+
+    The kernels read x and the residual at a place and then write y there. So y may lie over those,
+    but over nothing of which one place is read for another.
+    """
+    if out is None or not is_same_view(x, out):
+        return _output(x), weight, bias, residual, mask
+    if residual is not None and not is_same_view(x, residual):
+        residual = _apart(x, residual)
+    return x, _apart(x, weight), _apart(x, bias), residual, _apart(x, mask)
+
+
+def _apart(x: Tensor, other: Tensor | None) -> Tensor | None:
+    return other.clone() if other is not None and may_overlap(x, other) else other
+
+
+def _written(y: Tensor, out: Tensor | None) -> Tensor:
+    """Return y where it was asked for, and let autograd know what a kernel wrote to."""
+    if out is None:
+        return y
+    if not is_same_view(y, out):
+        return out.copy_(y)
+    if not out.is_inference():
+        torch.autograd.graph.increment_version(out)
+    return out
+
+
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
@@ -449,9 +497,13 @@ def _positions(mask: Tensor, x: Tensor, view: View) -> Tensor:
 
 @lru_cache(maxsize=4096)
 def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Return whether a tensor fills the memory that it spans."""
-    reach = sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-    return 0 not in shape and reach + 1 == math.prod(shape)
+    """Return whether a tensor fills the memory that it spans, each place once."""
+    expected = 1
+    for step, size in sorted((step, n) for n, step in zip(shape, strides, strict=True) if n > 1):
+        if step != expected:
+            return False
+        expected *= size
+    return 0 not in shape
 
 
 def _output(x: Tensor) -> Tensor:
