@@ -25,6 +25,18 @@ ACTIVATIONS = (
     "tanh",
 )
 
+#: Shape, channel dimension, memory format.
+LAYOUTS = {
+    "NC": ((33, 5), 1, torch.contiguous_format),
+    "NCL": ((6, 5, 7), 1, torch.contiguous_format),
+    "NCHW": ((4, 5, 6, 7), 1, torch.contiguous_format),
+    "NHWC": ((4, 5, 6, 7), 1, torch.channels_last),
+    "NCDHW": ((2, 5, 3, 4, 5), 1, torch.contiguous_format),
+    "NDHWC": ((2, 5, 3, 4, 5), 1, torch.channels_last_3d),
+    "channels at the end": ((4, 6, 7, 5), -1, torch.contiguous_format),
+    "channels in front": ((5, 40), 0, torch.contiguous_format),
+}
+
 
 def assert_close(actual, expected, dtype, kind="value", scale=1.0):
     """Assert that the largest error is within the table's row, relative to the largest value."""
@@ -65,3 +77,14 @@ def activate(activation, z):
     name, *parameter = (activation,) if isinstance(activation, str) else activation
     function = {"sigmoid": torch.sigmoid, "tanh": torch.tanh}.get(name)
     return (function or getattr(torch.nn.functional, name))(z, *parameter)
+
+
+def make(shape, channel_dim, memory_format, dtype, mean=0.7):
+    """Return x, weight, bias, residual, dy: random, and exactly representable in the type."""
+    channels = shape[channel_dim]
+    x, residual, dy = (
+        torch.randn(shape, dtype=torch.float64).to(dtype).contiguous(memory_format=memory_format)
+        for _ in range(3)
+    )
+    weight, bias = (torch.randn(channels).to(parameter_dtype(dtype)) for _ in range(2))
+    return (x * 2 + mean).to(dtype), weight, bias, residual, dy

@@ -12,9 +12,11 @@ from support import (
     ACTIVATIONS,
     FLOATS,
     HALVES,
+    LAYOUTS,
     activate,
     as_numpy,
     assert_close,
+    make,
     named,
     parameter_dtype,
 )
@@ -22,29 +24,6 @@ from torch.nn import functional as F
 
 import batchnorm as bn
 from batchnorm import reference
-
-#: Shape, channel dimension, memory format.
-LAYOUTS = {
-    "NC": ((33, 5), 1, torch.contiguous_format),
-    "NCL": ((6, 5, 7), 1, torch.contiguous_format),
-    "NCHW": ((4, 5, 6, 7), 1, torch.contiguous_format),
-    "NHWC": ((4, 5, 6, 7), 1, torch.channels_last),
-    "NCDHW": ((2, 5, 3, 4, 5), 1, torch.contiguous_format),
-    "NDHWC": ((2, 5, 3, 4, 5), 1, torch.channels_last_3d),
-    "channels at the end": ((4, 6, 7, 5), -1, torch.contiguous_format),
-    "channels in front": ((5, 40), 0, torch.contiguous_format),
-}
-
-
-def make(shape, channel_dim, memory_format, dtype, mean=0.7):
-    """Return x, weight, bias, residual, dy: random, and exactly representable in the type."""
-    channels = shape[channel_dim]
-    x, residual, dy = (
-        torch.randn(shape, dtype=torch.float64).to(dtype).contiguous(memory_format=memory_format)
-        for _ in range(3)
-    )
-    weight, bias = (torch.randn(channels).to(parameter_dtype(dtype)) for _ in range(2))
-    return (x * 2 + mean).to(dtype), weight, bias, residual, dy
 
 
 def step(x, weight, bias, residual, dy, **options):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from batchnorm import kernels
-from batchnorm.functional import compiled
+from batchnorm.functional import operators
+from batchnorm.functional.autograd import BatchNormNode, is_recorded
 from batchnorm.functional.checks import OnSmallBatch, check_batch, check_on_small_batch
-from batchnorm.kernels import DIFFERENTIABLE, Activation, Backend, Form, Given, Needs, native
+from batchnorm.functional.surroundings import in_backward, is_compiling, is_traced_or_transformed
+from batchnorm.kernels import DIFFERENTIABLE, Activation, Form, native
 from batchnorm.moments import Moments
 
 T = TypeVar("T", Tensor, Tensor | None)
@@ -126,8 +127,9 @@ def batch_norm(
         residual=residual,
         mask=mask,
         form=form,
+        track=track,
     )
-    again = not torch.compiler.is_compiling() and compiled.in_backward()  # a checkpoint's
+    again = not torch.compiler.is_compiling() and in_backward()  # a checkpoint's
     if track and running is not None and moments is not None and not again:
         update_running(*running, moments, momentum, num_batches_tracked)
     return y
@@ -147,6 +149,7 @@ def normalize(
     residual: Tensor | None,
     mask: Tensor | None,
     form: Form,
+    track: bool = False,
 ) -> tuple[Tensor, Moments | None]:
     """Return y, and the batch's moments where those normalized it.
 
@@ -157,16 +160,21 @@ def normalize(
         running: (mean, var) to normalize by, or None for the batch's own.
         residual: Added before the activation, or None.
         mask: The weights of the positions, of the rank of `x`, or None.
-        form: Everything else.
+        form: What does not change from call to call.
+        track: Whether running statistics will follow the moments.
     """
-    if _is_traced_or_transformed():
-        if running is not None and torch.is_grad_enabled() and compiled.is_compiling():
-            running = compiled.snapshot(running[0]), compiled.snapshot(running[1])
-        found = DIFFERENTIABLE.forward(x, weight, bias, residual, mask, form, running)
+    recorded = is_recorded(x, weight, bias, residual)
+    if is_traced_or_transformed():
+        forward = DIFFERENTIABLE.forward
+        if operators.serve(x, running is None or recorded, track):
+            forward = operators.forward
+        elif running is not None and recorded and is_compiling():
+            running = operators.snapshot(running[0]), operators.snapshot(running[1])
+        found = forward(x, weight, bias, residual, mask, form, running)
         return found.y, found.moments
     backend = kernels.choose(x, form)
-    if torch.is_grad_enabled():
-        return _BatchNorm.apply(  # type: ignore[no-any-return, no-untyped-call]
+    if recorded:
+        return BatchNormNode.apply(  # type: ignore[no-any-return, no-untyped-call]
             backend, form, running, x, weight, bias, residual, mask
         )
     found = backend.forward(x, weight, bias, residual, mask, form, running)
@@ -201,105 +209,25 @@ def update_running(
         return
     if momentum is None and num_batches_tracked is None:
         raise ValueError("momentum=None averages over all batches: pass num_batches_tracked")
-    if not _is_traced_or_transformed() and native.follow(
+    if not is_traced_or_transformed() and native.follow(
         (running_mean, running_var), moments, momentum, num_batches_tracked
     ):
         return
-    with torch.no_grad():
-        mean, var = moments.mean, moments.var(correction=1)
-        rate: Tensor | float
-        if momentum is not None:
-            rate = momentum
-        elif num_batches_tracked is not None:
-            rate = 1 / (num_batches_tracked + 1).to(mean.dtype)
-        steps = [
-            ((batch - running) * rate).to(running.dtype)
-            for running, batch in ((running_mean, mean), (running_var, var))
-        ]
-        good = steps[0].isfinite().all() & steps[1].isfinite().all() & (moments.count > 1)
-        if compiled.is_compiling():
-            good = good & ~compiled.is_recomputation(running_mean)
-        for running, step in zip((running_mean, running_var), steps, strict=True):
-            running.add_(torch.where(good, step, 0))
-        if num_batches_tracked is not None:
-            num_batches_tracked.add_(good)
-
-
-class _BatchNorm(torch.autograd.Function):
-    """The whole layer as one node of the graph, which keeps x and two numbers a channel.
-
-    It returns y and the batch's moments, or None where running ones normalized it. Nothing that is
-    kept is a buffer, so that a later forward may update those.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        backend: Backend,
-        form: Form,
-        running: tuple[Tensor, Tensor] | None,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        mask: Tensor | None,
-    ) -> tuple[Tensor, Moments | None]:
-        y, moments, mean, inverse_std = backend.forward(
-            x, weight, bias, residual, mask, form, running
-        )
-        ctx.backend, ctx.form = backend, form
-        count = None if moments is None else moments.count
-        ctx.count = None if isinstance(count, Tensor) else count
-        ctx.save_for_backward(
-            count if isinstance(count, Tensor) else None,
-            x,
-            mean,
-            inverse_std,
-            weight,
-            bias,
-            residual if form.activation else None,  # z's alone
-            mask,
-        )
-        return y, moments
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        count, *tensors = ctx.saved_tensors
-        count = ctx.count if count is None else count
-        backend, form = ctx.backend, ctx.form
-        given = Given._make([*tensors, form])
-        again = torch.is_grad_enabled()  # a gradient of this gradient is wanted: all depends on x
-        batched = torch._C._functorch.is_legacy_batchedtensor(dy)  # by is_grads_batched=True
-        if again or batched or _is_traced_or_transformed():
-            backend = DIFFERENTIABLE
-        if again and count is not None:
-            moments = backend.collect(given.x, given.mask, form)
-            inverse_std = moments.inverse_std(form.eps, form.correction)
-            given = given._replace(mean=moments.mean, inverse_std=inverse_std)
-        needs = Needs._make(ctx.needs_input_grad[3:7])
-        dx, dweight, dbias, dresidual = backend.backward(dy, given, count, needs)
-        return (
-            None,
-            None,
-            None,
-            dx if needs.x else None,
-            dweight if needs.weight else None,  # autograd gives each the type of its input
-            dbias if needs.bias else None,
-            dresidual if needs.residual else None,
-            None,
-        )
-
-
-def _is_traced_or_transformed() -> bool:
-    """Return whether something looks into the call: a compiler, `torch.func`, forward mode.
-
-    A mode that sees every operation counts, too. They are shown plain differentiable operations,
-    and not one closed node.
-    """
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    )
+    moments = moments.detach()
+    mean, var = moments.mean, moments.var(correction=1)
+    rate: Tensor | float
+    if momentum is not None:
+        rate = momentum
+    elif num_batches_tracked is not None:
+        rate = 1 / (num_batches_tracked + 1).to(mean.dtype)
+    steps = [
+        ((batch - running) * rate).to(running.dtype)
+        for running, batch in ((running_mean, mean), (running_var, var))
+    ]
+    good = steps[0].isfinite().all() & steps[1].isfinite().all() & (moments.count > 1)
+    if is_compiling():
+        good = good & ~operators.is_recomputation(running_mean)
+    for running, step in zip((running_mean, running_var), steps, strict=True):
+        running.add_(torch.where(good, step, 0))
+    if num_batches_tracked is not None:
+        num_batches_tracked.add_(good)

@@ -48,8 +48,8 @@ def backends() -> tuple[Backend, ...]:
 def backend(name: str) -> Iterator[None]:
     """Force the backend of every call inside.
 
-    A backward pass runs on the backend of its forward pass, wherever it is called. What
-    `torch.compile`, `torch.export`, `torch.func` and forward mode look into is always made of
+    A backward pass runs on the backend of its forward pass, wherever it is called; in compiled code
+    each chooses when it runs. What `torch.func` and forward mode look into is always made of
     PyTorch operations. The environment variable `BATCHNORM_BACKEND` does the same for a whole
     process; this goes before it. A call that the backend cannot serve raises RuntimeError with the
     reason.
