@@ -89,6 +89,20 @@ def test_repr_says_what_is_different():
     )
 
 
+def test_inplace_writes_over_the_input_and_is_no_state():
+    layer, other = bn.BatchNorm2d(3, inplace=True), bn.BatchNorm2d(3)
+    assert repr(layer).endswith("track_running_stats=True, inplace=True)")
+    assert list(layer.state_dict()) == list(other.state_dict())
+    x = torch.randn(4, 3, 5, 5)
+    with torch.no_grad():
+        expected = other(x)
+        assert layer(x) is x
+    assert torch.equal(x, expected)
+    torch.testing.assert_close(layer.state_dict(), other.state_dict())
+    with pytest.raises(RuntimeError, match=r"torch.no_grad\(\).*\n?\[in BatchNorm2d"):
+        layer(x)
+
+
 def test_old_checkpoints_without_num_batches_tracked_load():
     state = nn.BatchNorm2d(4).state_dict()
     del state["num_batches_tracked"]

@@ -10,7 +10,12 @@ from torch import Tensor
 from batchnorm import kernels
 from batchnorm.functional import operators
 from batchnorm.functional.autograd import BatchNormNode, is_recorded
-from batchnorm.functional.checks import OnSmallBatch, check_batch, check_on_small_batch
+from batchnorm.functional.checks import (
+    OnSmallBatch,
+    check_batch,
+    check_inplace,
+    check_on_small_batch,
+)
 from batchnorm.functional.surroundings import in_backward, is_compiling, is_traced_or_transformed
 from batchnorm.kernels import DIFFERENTIABLE, Activation, Form, native
 from batchnorm.moments import Moments
@@ -36,6 +41,7 @@ def batch_norm(
     correction: float = 0,
     channel_dim: int = 1,
     on_small_batch: OnSmallBatch = "error",
+    inplace: bool = False,
     num_batches_tracked: Tensor | None = None,
 ) -> Tensor:
     """Normalize every channel of a batch: `torch.nn.functional.batch_norm`, and more.
@@ -69,6 +75,8 @@ def batch_norm(
         on_small_batch: What to do in training with one value per channel, whose variance is
             unknown: `"error"`; normalize by the `"running"` statistics; or `"skip"` the batch: xhat
             is 0, so y = activation(bias + residual). The last two update nothing.
+        inplace: Whether y is written over `input`, which is returned. Only where no gradient is
+            recorded through the call, since the backward pass reads `input`.
         num_batches_tracked: Counted up, in place, by every batch that updated the statistics.
 
     Returns:
@@ -78,7 +86,7 @@ def batch_norm(
         ValueError: An argument has a value or a shape that cannot be, or the batch has one value
             per channel in training.
         RuntimeError: A per-channel tensor has the wrong size; running statistics are missing in
-            inference; or a backend was forced that cannot serve the call.
+            inference; a backend was forced that cannot serve the call; or `inplace` cannot be.
         TypeError: `input` is complex or of an integer type.
 
     Example:
@@ -95,6 +103,8 @@ def batch_norm(
     values, mask = check_batch(
         input, running_mean, running_var, weight, bias, residual, mask, training, form
     )
+    if inplace:
+        check_inplace(input, weight, bias, residual)
     if (running_mean is None) != (running_var is None):
         raise ValueError(
             "running_mean and running_var must either both be None or neither be None, but "
@@ -128,6 +138,7 @@ def batch_norm(
         mask=mask,
         form=form,
         track=track,
+        out=input if inplace else None,
     )
     again = not torch.compiler.is_compiling() and in_backward()  # a checkpoint's
     if track and running is not None and moments is not None and not again:
@@ -150,6 +161,7 @@ def normalize(
     mask: Tensor | None,
     form: Form,
     track: bool = False,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Moments | None]:
     """Return y, and the batch's moments where those normalized it.
 
@@ -162,6 +174,7 @@ def normalize(
         mask: The weights of the positions, of the rank of `x`, or None.
         form: What does not change from call to call.
         track: Whether running statistics will follow the moments.
+        out: Where y goes, maybe over `x`, or None for new memory; no gradient is recorded then.
     """
     recorded = is_recorded(x, weight, bias, residual)
     if is_traced_or_transformed():
@@ -170,14 +183,14 @@ def normalize(
             forward = operators.forward
         elif running is not None and recorded and is_compiling():
             running = operators.snapshot(running[0]), operators.snapshot(running[1])
-        found = forward(x, weight, bias, residual, mask, form, running)
+        found = forward(x, weight, bias, residual, mask, form, running, out)
         return found.y, found.moments
     backend = kernels.choose(x, form)
     if recorded:
         return BatchNormNode.apply(  # type: ignore[no-any-return, no-untyped-call]
             backend, form, running, x, weight, bias, residual, mask
         )
-    found = backend.forward(x, weight, bias, residual, mask, form, running)
+    found = backend.forward(x, weight, bias, residual, mask, form, running, out)
     return found.y, found.moments
 
 

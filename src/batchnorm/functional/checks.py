@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from batchnorm.functional.autograd import is_recorded
 from batchnorm.kernels import Form
 
 OnSmallBatch = Literal["error", "running", "skip"]
@@ -78,6 +79,27 @@ def check_batch(
     positions = list(x.shape)
     del positions[form.channel_dim]
     return math.prod(positions), None if mask is None else _weights(mask, x, positions, form)
+
+
+def check_inplace(x: Tensor, *others: Tensor | None) -> None:
+    """Raise RuntimeError unless y, which depends on `x` and `others`, may be written over `x`."""
+    if is_recorded(x, *others):
+        raise RuntimeError(
+            "inplace=True overwrites the input, but the backward pass reads it, and a gradient is "
+            "recorded through this call: call it under torch.no_grad(), or leave inplace away"
+        )
+    made_apart = not torch.compiler.is_compiling() and x.is_inference()  # not to be traced
+    if made_apart and not torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "inplace=True overwrites the input, but that was made under torch.inference_mode() and "
+            "cannot be changed outside of it: clone it first, or leave inplace away"
+        )
+    if any(size > 1 and step == 0 for size, step in zip(x.shape, x.stride(), strict=True)):
+        raise RuntimeError(
+            "inplace=True overwrites the input, but several of its values share one place in "
+            f"memory: it is of size {tuple(x.shape)} with strides {x.stride()}, as expand makes "
+            "them. Clone it first, or leave inplace away"
+        )
 
 
 def _weights(mask: Tensor, x: Tensor, positions: list[int], form: Form) -> Tensor:

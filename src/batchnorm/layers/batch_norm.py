@@ -45,6 +45,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         on_small_batch: In training, one value per channel has no variance: raise an `"error"`,
             normalize by the `"running"` statistics, or `"skip"` the batch (xhat is 0). The last
             two update nothing.
+        inplace: Whether the output is written over the input, where no gradient is recorded.
 
     Shape:
         - input: any, with C channels along `channel_dim`
@@ -73,6 +74,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     activation: str | tuple[str, float] | None
     correction: float
     on_small_batch: OnSmallBatch
+    inplace: bool
 
     #: The ranks that `forward` takes; None for all.
     ranks: tuple[int, ...] | None = None
@@ -92,6 +94,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         activation: ActivationLike = None,
         correction: float = 0,
         on_small_batch: OnSmallBatch = "error",
+        inplace: bool = False,
     ) -> None:
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
@@ -107,6 +110,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         self.activation = None if parsed is None else parsed.spec
         self.correction = correction
         self.on_small_batch = on_small_batch
+        self.inplace = inplace
 
     def forward(
         self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None
@@ -121,7 +125,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
         Raises:
             ValueError: A shape cannot be, or the batch has one value per channel in training.
-            RuntimeError: A per-channel tensor has the wrong size.
+            RuntimeError: A per-channel tensor has the wrong size, or `inplace` cannot be.
             TypeError: `input` is complex or of an integer type.
 
         Example:
@@ -161,6 +165,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             correction=self.correction,
             channel_dim=self.channel_dim,
             on_small_batch=self.on_small_batch,
+            inplace=self.inplace,
             num_batches_tracked=self.num_batches_tracked if track else None,
         )
 
@@ -171,7 +176,13 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def extra_repr(self) -> str:
         """Return what `torch.nn` says of the layer, and what differs from the defaults."""
-        ours = {"channel_dim": 1, "activation": None, "correction": 0, "on_small_batch": "error"}
+        ours = {
+            "channel_dim": 1,
+            "activation": None,
+            "correction": 0,
+            "on_small_batch": "error",
+            "inplace": False,
+        }
         given = {name: getattr(self, name) for name in ours}
         changed = [f"{name}={given[name]!r}" for name in ours if given[name] != ours[name]]
         return ", ".join([super().extra_repr(), *changed])  # type: ignore[no-untyped-call]
