@@ -109,7 +109,18 @@ def test_passes(mode, fusion, least, twice):
 
     large, small = (32, 64, 112, 112), (8, 3, 224, 224)
     assert passes(large, "NCHW") == passes(small, "NHWC") == (least, least)
-    assert passes(large, "NHWC") == passes((4096, 4096), "NC") == (least, twice)
+    assert passes((4096, 4096), "NC") == (least, least)  # columns as wide as a cache line fit
+    assert passes(large, "NHWC") == passes((64, 64, 224, 224), "NCHW") == (least, twice)
+
+
+def test_what_is_read_for_a_channel():
+    def mb(shape, layout, dtype="float32"):
+        return small_case(shape, layout, dtype).problem.channel_mb
+
+    assert mb((32, 64, 112, 112), "NCHW") == 32 * 112 * 112 * 4 / 1e6
+    assert mb((32, 64, 112, 112), "NHWC") == 32 * 112 * 112 * 64 / 1e6
+    assert mb((8, 3, 224, 224), "NHWC", "bfloat16") == 8 * 224 * 224 * 6 / 1e6  # all of it
+    assert mb((4096, 4096), "NC") == 4096 * 64 / 1e6
 
 
 def test_a_case_says_what_it_is():

@@ -25,8 +25,11 @@ SHAPES = (
 QUICK_SHAPES = ((32, 64, 112, 112), (128, 64, 32, 32), (32, 2048, 7, 7), (256, 1024), (32, 128))
 #: The smaller ones that the slow to compile take part in, too.
 COMPILED_SHAPES = ((32, 2048, 7, 7), (8, 3, 224, 224), (256, 1024))
-#: A tensor of more MB does not stay in the cache from one pass to the next.
+#: A batch of more MB does not stay in the cache from one pass to the next.
 LARGE_MB = 16
+#: Neither does a channel for which more MB are read.
+LARGE_CHANNEL_MB = 2
+_LINE = 64  # bytes that are read at a time
 
 _LAYOUTS = {2: ("NC",), 3: ("NCL",), 4: ("NCHW", "NHWC"), 5: ("NCDHW", "NDHWC")}
 _FORMATS = {"NHWC": torch.channels_last, "NDHWC": torch.channels_last_3d}
@@ -52,6 +55,13 @@ class Problem:
     def mb(self) -> float:
         """The size of the batch in MB."""
         return math.prod(self.shape) * self.torch_dtype.itemsize / 1e6
+
+    @property
+    def channel_mb(self) -> float:
+        """What is read for one channel, in MB: where others lie beside it, whole cache lines."""
+        values = self.shape[1] if self.channels_last else 1
+        step = min(_LINE, values * self.torch_dtype.itemsize)
+        return math.prod(self.shape) // self.shape[1] * step / 1e6
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -107,11 +117,12 @@ class Case:
 
     @property
     def floor(self) -> int:
-        """The same, where a large batch with the channels last is read twice: 3 and 5."""
-        if self.mode == INFERENCE or not self.problem.channels_last:
+        """The same, where a large channel of a large batch is read twice: 3 and 5."""
+        problem = self.problem
+        once = problem.mb <= LARGE_MB or problem.channel_mb <= LARGE_CHANNEL_MB
+        if once or self.mode == INFERENCE:
             return self.passes
-        again = 3 if self.mode == BOTH else 1
-        return self.passes + again * (self.problem.mb > LARGE_MB)
+        return self.passes + (3 if self.mode == BOTH else 1)
 
     def __str__(self) -> str:
         p = self.problem

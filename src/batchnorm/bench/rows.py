@@ -33,7 +33,7 @@ class Row:
         ratio_q75: Its upper quartile.
         passes: How often a batch is read or written at least, if what is read twice stays in cache.
         of_copy_speed: The time that these passes take at copy speed, as a part of the median.
-        floor: The same number of passes, where a large batch with channels last is read twice.
+        floor: The same number of passes, where a channel that does not stay in cache is read twice.
         of_floor: The time that those passes take at copy speed, as a part of the median.
         max_error: The largest error of all results, relative to the largest value of each.
         rounds: How often each was timed.
