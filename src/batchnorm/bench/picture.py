@@ -54,9 +54,9 @@ def png(rows: Sequence[Row]) -> bytes:
     axes.axhline(1, color="#888888", linewidth=1)
     axes.set(xscale="log", yscale="log", xlabel="size of the batch, MB")
     axes.set_ylabel(f"times the speed of {BASE.name}")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "25" else "")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
     plural = "s" if most > 1 else ""
     axes.set_title(f"BN, {fusion}, {mode}, {most} thread{plural}", loc="left", fontsize=11)
     axes.grid(color="#dde1e6", linewidth=0.8)
