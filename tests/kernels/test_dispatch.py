@@ -77,12 +77,25 @@ def test_the_choice_ends_with_the_block_also_on_an_error():
     assert dispatch._forced.get() is None
 
 
-def test_the_environment_variable_forces_and_the_block_goes_before_it(picky, monkeypatch):
-    monkeypatch.setenv("BATCHNORM_BACKEND", "eager")
+@pytest.fixture
+def set_variable(monkeypatch):
+    """Set the environment variable as if before the process began."""
+
+    def set_it(value):
+        monkeypatch.setenv("BATCHNORM_BACKEND", value)
+        dispatch._from_environment.cache_clear()
+
+    yield set_it
+    monkeypatch.undo()
+    dispatch._from_environment.cache_clear()
+
+
+def test_the_environment_variable_forces_and_the_block_goes_before_it(picky, set_variable):
+    set_variable("eager")
     assert choose(torch.zeros(2, 3), Form()).name == "eager"
     with bn.backend("picky"):
         assert choose(torch.zeros(2, 3), Form()) is picky
-    monkeypatch.setenv("BATCHNORM_BACKEND", "cuda")
+    set_variable("cuda")
     with pytest.raises(ValueError, match="BATCHNORM_BACKEND is 'cuda': expected one of picky"):
         choose(torch.zeros(2, 3), Form())
 

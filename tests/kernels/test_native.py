@@ -11,6 +11,7 @@ import batchnorm as bn
 from batchnorm import reference
 from batchnorm.kernels import Activation, Form, Given, Needs, backends, native
 from batchnorm.kernels.eager import Eager
+from batchnorm.kernels.layouts import is_dense
 
 NATIVE = next(backend for backend in backends() if backend.name == "native")
 pytestmark = pytest.mark.skipif(NATIVE.available() is not None, reason="not compiled here")
@@ -302,12 +303,12 @@ def test_reasons_are_given_for_what_is_not_taken():
 
 
 def test_overlapping_values_are_not_taken_for_dense_ones():
-    assert native._is_dense((2, 3), (1, 2))
-    assert native._is_dense((2, 1, 3), (3, 17, 1))
+    assert is_dense((2, 3), (1, 2))
+    assert is_dense((2, 1, 3), (3, 17, 1))
     for shape, strides in (
         ((2, 2, 2), (1, 1, 5)),
         ((2, 3), (4, 1)),
         ((2, 3), (0, 1)),
         ((0,), (1,)),
     ):
-        assert not native._is_dense(shape, strides)
+        assert not is_dense(shape, strides)

@@ -15,56 +15,69 @@ from batchnorm.moments import Moments
 
 def is_recorded(*inputs: Tensor | None) -> bool:
     """Return whether autograd records what is computed from these inputs."""
-    return torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in inputs)
+    if torch.is_grad_enabled():
+        for v in inputs:
+            if v is not None and v.requires_grad:
+                return True
+    return False
+
+
+class Call:
+    """What a call of the layer was made with, and what it found, beside the inputs of the graph."""
+
+    __slots__ = ("backend", "count", "form", "inverse_std", "mask", "mean", "moments", "running")
+
+    mean: Tensor
+    inverse_std: Tensor
+    count: Tensor | float | None
+    moments: Moments | None
+
+    def __init__(
+        self,
+        backend: Backend,
+        form: Form,
+        running: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+    ) -> None:
+        self.backend, self.form, self.running, self.mask = backend, form, running, mask
 
 
 class BatchNormNode(torch.autograd.Function):
     """The whole layer, which keeps x and two numbers a channel.
 
-    It returns y and the batch's moments, or None where running ones normalized it. Nothing that is
-    kept is a buffer, so that a later forward may update those.
+    Nothing that is kept is a buffer, so that a later forward may update those. What is no input of
+    the graph goes in and out by the `Call`, for every argument of a node takes its time.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        backend: Backend,
-        form: Form,
-        running: tuple[Tensor, Tensor] | None,
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
         residual: Tensor | None,
-        mask: Tensor | None,
-    ) -> tuple[Tensor, Moments | None]:
-        """Return y, and the moments."""
-        y, moments, mean, inverse_std = backend.forward(
-            x, weight, bias, residual, mask, form, running
+        call: Call,
+    ) -> Tensor:
+        """Return y."""
+        form, running = call.form, call.running
+        y, moments, call.mean, call.inverse_std = call.backend.forward(
+            x, weight, bias, residual, call.mask, form, running
         )
-        ctx.backend, ctx.form = backend, form
-        count = None if moments is None else moments.count
-        ctx.count = None if isinstance(count, Tensor) else count
-        ctx.save_for_backward(
-            count if isinstance(count, Tensor) else None,
-            x,
-            mean,
-            inverse_std,
-            weight,
-            bias,
-            residual if form.activation else None,  # z's alone
-            mask,
-        )
-        return y, moments
+        call.moments, call.running = moments, None
+        call.count = None if moments is None else moments.count
+        ctx.call = call
+        ctx.save_for_backward(x, weight, bias, residual if form.activation else None)  # z's alone
+        return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of what `forward` took."""
-        count, *tensors = ctx.saved_tensors
-        count = ctx.count if count is None else count
-        backend = DIFFERENTIABLE if is_traced_or_transformed() else ctx.backend
-        needs = Needs._make(ctx.needs_input_grad[3:7])
-        found = gradients(backend.backward, dy, Given._make([*tensors, ctx.form]), count, needs)
-        return None, None, None, *found, None
+        call: Call = ctx.call
+        x, weight, bias, residual = ctx.saved_tensors
+        given = Given(x, call.mean, call.inverse_std, weight, bias, residual, call.mask, call.form)
+        backend = DIFFERENTIABLE if is_traced_or_transformed() else call.backend
+        needs = Needs._make(ctx.needs_input_grad[:4])
+        return *gradients(backend.backward, dy, given, call.count, needs), None
 
 
 def gradients(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from batchnorm import kernels
 from batchnorm.functional import operators
-from batchnorm.functional.autograd import BatchNormNode, is_recorded
+from batchnorm.functional.autograd import BatchNormNode, Call, is_recorded
 from batchnorm.functional.checks import (
     OnSmallBatch,
     check_batch,
@@ -187,9 +187,10 @@ def normalize(
         return found.y, found.moments
     backend = kernels.choose(x, form)
     if recorded:
-        return BatchNormNode.apply(  # type: ignore[no-any-return, no-untyped-call]
-            backend, form, running, x, weight, bias, residual, mask
-        )
+        call = Call(backend, form, running, mask)
+        y = BatchNormNode.apply(x, weight, bias, residual, call)  # type: ignore[no-untyped-call]
+        moments, call.moments = call.moments, None  # the graph keeps none
+        return y, moments
     found = backend.forward(x, weight, bias, residual, mask, form, running, out)
     return found.y, found.moments
 

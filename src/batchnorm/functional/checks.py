@@ -12,11 +12,12 @@ from batchnorm.functional.autograd import is_recorded
 from batchnorm.kernels import Form
 
 OnSmallBatch = Literal["error", "running", "skip"]
+_CHOICES = get_args(OnSmallBatch)
 
 
 def check_on_small_batch(choice: OnSmallBatch) -> None:
     """Raise ValueError unless it is one of the three."""
-    if choice not in get_args(OnSmallBatch):
+    if choice not in _CHOICES:
         raise ValueError(f"on_small_batch is {choice!r}: expected 'error', 'running' or 'skip'")
 
 
@@ -43,11 +44,13 @@ def check_batch(
             f"batch_norm takes a real floating-point input, but got {x.dtype}: "
             + ("normalize x.real and x.imag apart" if x.is_complex() else "convert it, x.float()")
         )
-    tensors = {"weight": weight, "bias": bias, "residual": residual, "mask": mask}
-    for name, tensor in tensors.items():
-        if tensor is not None and not isinstance(tensor, Tensor):
+    given = (("weight", weight), ("bias", bias), ("residual", residual), ("mask", mask))
+    for name, tensor in given:
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} is a {type(tensor).__name__}: expected a tensor or None")
-        if tensor is not None and tensor.is_complex():
+        if tensor.is_complex():
             raise TypeError(f"{name} is complex, of type {tensor.dtype}: expected real numbers")
     if not -x.ndim <= form.channel_dim < x.ndim:
         raise ValueError(
@@ -59,13 +62,8 @@ def check_batch(
     if form.eps < 0:
         raise ValueError(f"batch_norm eps must be non-negative, but got {form.eps}")
     channels = x.shape[form.channel_dim]
-    per_channel = {
-        "running_mean": running_mean,
-        "running_var": running_var,
-        "weight": weight,
-        "bias": bias,
-    }
-    for name, values in per_channel.items():
+    per_channel = (("running_mean", running_mean), ("running_var", running_var), *given[:2])
+    for name, values in per_channel:
         if values is not None and values.numel() != channels:
             raise RuntimeError(
                 f"{name} should contain {channels} elements not {values.numel()}: the input, of "

@@ -70,6 +70,8 @@ class Activation:
         """
         if given is None or isinstance(given, Activation):
             return given
+        if isinstance(given, str) and given in _BY_NAME:
+            return _BY_NAME[given]
         name, parameter = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
         if not isinstance(name, str) or name not in _DEFINITIONS:
             raise ValueError(f"activation is {given!r}: expected None or one of {', '.join(NAMES)}")
@@ -101,3 +103,6 @@ class Activation:
     @property
     def _arguments(self) -> tuple[float, ...]:
         return () if self.parameter is None else (self.parameter,)
+
+
+_BY_NAME = {name: Activation(name, made.default) for name, made in _DEFINITIONS.items()}

@@ -18,7 +18,6 @@ and overlap whatever else is given. A backend that overwrites x step by step mus
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -27,8 +26,7 @@ from batchnorm.kernels.activations import Activation
 from batchnorm.moments import Moments
 
 
-@dataclass(frozen=True)
-class Form:
+class Form(NamedTuple):
     """What does not change from call to call of a layer."""
 
     channel_dim: int = 1

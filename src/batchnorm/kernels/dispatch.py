@@ -50,9 +50,9 @@ def backend(name: str) -> Iterator[None]:
 
     A backward pass runs on the backend of its forward pass, wherever it is called; in compiled code
     each chooses when it runs. What `torch.func` and forward mode look into is always made of
-    PyTorch operations. The environment variable `BATCHNORM_BACKEND` does the same for a whole
-    process; this goes before it. A call that the backend cannot serve raises RuntimeError with the
-    reason.
+    PyTorch operations. The environment variable `BATCHNORM_BACKEND`, read once, does the same for a
+    whole process; this goes before it. A call that the backend cannot serve raises RuntimeError
+    with the reason.
 
     Args:
         name: The name of one of `backends()`.
@@ -80,7 +80,7 @@ def choose(x: Tensor, form: Form) -> Backend:
         RuntimeError: The forced backend cannot take it.
         ValueError: The environment variable names no backend.
     """
-    name = _forced.get() or os.environ.get(VARIABLE)
+    name = _forced.get() or _from_environment()
     if name:
         forced = _named(name, VARIABLE)
         if reason := forced.available() or forced.supports(x, form):
@@ -95,6 +95,11 @@ def choose(x: Tensor, form: Form) -> Backend:
             return candidate
         _say_once(candidate.name, reason)
     return _EAGER
+
+
+@cache  # to ask anew would take as long as the rest of the choice
+def _from_environment() -> str | None:
+    return os.environ.get(VARIABLE)
 
 
 def _named(name: str, where: str) -> Backend:

@@ -1,17 +1,15 @@
 """The four steps in C++, for tensors on the CPU: see `src/batchnorm/native`.
 
-Here is what those kernels need to know of a tensor: its address, and how its dimensions collapse to
-the two layouts that they take, which `View` has.
+A batch costs the kernels a few microseconds to ask about, which is much where it is small: so what
+batches of one shape and layout have in common is found once, see `_Batch`.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +18,7 @@ from torch import Tensor
 from batchnorm.kernels.activations import NAMES
 from batchnorm.kernels.contract import Form, Found, Given, Gradients, Needs
 from batchnorm.kernels.eager import Eager
+from batchnorm.kernels.layouts import View, is_dense, steps_in, view_of
 from batchnorm.kernels.memory import is_same_view, may_overlap
 from batchnorm.moments import Moments
 
@@ -39,6 +38,7 @@ _POOLED_FROM = 4 << 20  # bytes; smaller results are the allocator's
 _TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 _ACTIVATIONS: dict[str | None, int] = {None: 0, **{n: i for i, n in enumerate(NAMES, start=1)}}
 _WIDE = torch.float64
+_RUNNING_TYPES = (torch.float32, _WIDE)
 _EAGER = Eager(in_place=True)
 
 if _native is not None:
@@ -76,88 +76,35 @@ def takes(x: Tensor) -> bool:
     return _native is not None and dense and x.dtype in _TYPES
 
 
-class View(NamedTuple):
-    """A batch as N outer positions, C channels and S inner positions.
+class _Batch(NamedTuple):
+    """What batches of one shape, layout and type have in common, in calls of one form.
 
     Attributes:
-        planar: Whether runs are of one channel, `S` contiguous values, or of one position, `C`
-            contiguous values; S is then 1.
-        N: Number of outer positions.
-        C: Number of channels.
-        S: Number of inner positions.
-        outer: Dimensions that make up N, in the order of memory.
-        inner: Dimensions that make up S, likewise.
-        channel: The channels' dimension.
+        view: How they collapse to one of the two layouts of the kernels.
+        steps: From outer position to outer position, and from channel to channel.
+        plan: The kernels, set up for them.
+        numbers: A tensor of a number a channel, for others to be made like it.
+        recycled: Whether results like them lie in recycled memory.
     """
 
-    planar: bool
-    N: int
-    C: int
-    S: int
-    outer: tuple[int, ...]
-    inner: tuple[int, ...]
-    channel: int
-
-
-def _collapsed(shape: tuple[int, ...], strides: tuple[int, ...], dims: tuple[int, ...]) -> int:
-    """Return the step of dimensions that are one in memory, the outermost first; -1 if not one."""
-    for before, after in pairwise(dims):
-        if strides[before] != strides[after] * shape[after]:
-            return -1
-    return strides[dims[-1]] if dims else 0
+    view: View
+    steps: tuple[int, int]
+    plan: Any
+    numbers: Tensor
+    recycled: bool
 
 
 @lru_cache(maxsize=4096)
-def _view(shape: tuple[int, ...], strides: tuple[int, ...], channel: int) -> View | None:
-    """Return how a batch collapses to one of the two layouts, or None if it does not."""
-    channel %= len(shape)
-    C = shape[channel]
-    if 0 in shape:
-        positions = math.prod(shape[:channel]) * math.prod(shape[channel + 1 :])
-        return View(False, positions, C, 1, (), (), channel)
-    dims = tuple(d for d, size in enumerate(shape) if size > 1 and d != channel)
-    dims = tuple(sorted(dims, key=lambda d: -strides[d]))
-    sizes = [shape[d] for d in dims]
-    if (C == 1 or strides[channel] == 1) and _collapsed(shape, strides, dims) >= (
-        C if C > 1 else 2
-    ):
-        return View(False, math.prod(sizes), C, 1, dims, (), channel)
-    if C > 1 and strides[channel] == 1 and not dims:
-        return View(False, 1, C, 1, (), (), channel)
-    for cut in range(len(dims) + 1):  # the inner positions are as many dimensions as collapse
-        outer, inner = dims[:cut], dims[cut:]
-        if _collapsed(shape, strides, outer) >= 0 and _collapsed(shape, strides, inner) in (0, 1):
-            if inner and strides[inner[-1]] != 1:
-                continue
-            if not inner and dims:
-                break
-            N, S = math.prod(sizes[:cut]), math.prod(sizes[cut:])
-            return View(True, N, C, S, outer, inner, channel)
-    return None
-
-
-@lru_cache(maxsize=4096)
-def _steps(shape: tuple[int, ...], strides: tuple[int, ...], view: View) -> tuple[int, int] | None:
-    """Return the steps from outer position to the next, and from channel to channel, of a tensor.
-
-    None if its dimensions do not collapse as those of the view.
-    """
-    if 0 in shape:
-        return 0, 0
-    outer = _collapsed(shape, strides, view.outer)
-    inner = _collapsed(shape, strides, view.inner)
-    channel = strides[view.channel] if view.C > 1 else 0
-    if outer < 0 or inner < 0:
+def _batch(
+    shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, form: Form
+) -> _Batch | None:
+    """Return what is needed of such batches, or None if the kernels do not take them."""
+    view = view_of(shape, strides, form.channel_dim)
+    steps = None if view is None else steps_in(shape, strides, view)
+    if view is None or steps is None:
         return None
-    if view.planar:
-        return (outer, channel) if inner == 1 or view.S == 1 else None
-    return (outer, 0) if channel == 1 or view.C == 1 else None
-
-
-@lru_cache(maxsize=4096)
-def _plan(view: View, dtype: torch.dtype, form: Form) -> Any:
     activation = form.activation
-    return _native.Plan(
+    plan = _native.Plan(
         view.planar,
         _TYPES[dtype],
         view.N,
@@ -168,6 +115,16 @@ def _plan(view: View, dtype: torch.dtype, form: Form) -> Any:
         form.eps,
         form.correction,
     )
+    large = math.prod(shape) * dtype.itemsize >= _POOLED_FROM
+    numbers = torch.empty(view.C, dtype=_WIDE, device="cpu")
+    return _Batch(view, steps, plan, numbers, large and is_dense(shape, strides))
+
+
+def _seen(x: Tensor, form: Form) -> _Batch:
+    found = _batch(x.shape, x.stride(), x.dtype, form)
+    if found is None:
+        raise ValueError("a batch that native does not support")
+    return found
 
 
 class Native:
@@ -189,32 +146,36 @@ class Native:
             return "it does not take a tensor whose sign is pending"
         if type(x) is not Tensor and not isinstance(x, torch.nn.Parameter):
             return f"it does not look into {type(x).__name__}"
-        if _view(x.shape, x.stride(), form.channel_dim) is None:
+        if _batch(x.shape, x.stride(), x.dtype, form) is None:
             return "neither the channels nor the positions are contiguous in memory"
         return None
 
     def collect(self, x: Tensor, mask: Tensor | None, form: Form) -> Moments:
         """Return the moments of every channel."""
-        moments, _ = _collect(x, None, None, None, None, mask, form)
-        return moments
+        batch = _seen(x, form)
+        mean, inverse_std, m2 = (torch.empty_like(batch.numbers) for _ in range(3))
+        count = _forward(batch, x, None, None, None, None, mask, (mean, inverse_std, m2), None)
+        return Moments(int(count) if mask is None else count, mean, m2)
 
     def normalize(self, given: Given, out: Tensor | None = None) -> Tensor:
         """Return y."""
         x, mean, inverse_std, weight, bias, residual, mask, form = given
         if not _alike(x, residual):
             return _EAGER.normalize(given, out)
+        batch = _seen(x, form)
         y, weight, bias, residual, mask = _target(x, out, weight, bias, residual, mask)
         statistics = (_wide(mean), _wide(inverse_std), None)
-        _forward(x, y, weight, bias, residual, mask, form, statistics, None)
+        _forward(batch, x, y, weight, bias, residual, mask, statistics, None)
         return _written(y, out)
 
     def reduce_grad(self, dy: Tensor, given: Given) -> tuple[Tensor, Tensor]:
         """Return the gradients of bias and weight."""
         if not _alike(given.x, given.residual):
             return _EAGER.reduce_grad(dy, given)
-        sums = torch.empty_like(given.mean, dtype=_WIDE), torch.empty_like(given.mean, dtype=_WIDE)
-        _backward(dy, given, None, None, sums, None, reduce=True)
-        return sums
+        batch = _seen(given.x, given.form)
+        sum_g, sum_g_xhat = torch.empty_like(batch.numbers), torch.empty_like(batch.numbers)
+        _backward(batch, dy, given, None, None, (sum_g, sum_g_xhat), None, reduce=True)
+        return sum_g, sum_g_xhat
 
     def apply_grad(
         self, dy: Tensor, given: Given, through: tuple[Tensor, Tensor] | None
@@ -222,13 +183,13 @@ class Native:
         """Return dx and dresidual."""
         if not _alike(given.x, given.residual):
             return _EAGER.apply_grad(dy, given, through)
-        x = given.x
-        dx, dresidual = _output(x), _output(x) if given.form.activation is not None else None
+        x, form = given.x, given.form
         # what is given was divided by the counts already
+        batch = _seen(x, form._replace(correction=0))
+        dx, dresidual = _output(x), _output(x) if form.activation is not None else None
         sums = None if through is None else (_wide(through[0]), _wide(through[1]))
         count = None if through is None else 1.0
-        undivided = given._replace(form=_uncorrected(given.form))
-        _backward(dy, undivided, dx, dresidual, sums, count, reduce=False)
+        _backward(batch, dy, given, dx, dresidual, sums, count, reduce=False)
         return dx, dy if dresidual is None else dresidual
 
     def forward(
@@ -245,38 +206,44 @@ class Native:
         """Return y and what normalized it."""
         if not _alike(x, residual):
             return _EAGER.forward(x, weight, bias, residual, mask, form, running, out)
-        y, weight, bias, residual, mask = _target(x, out, weight, bias, residual, mask)
-        if running is None:
-            moments, inverse_std = _collect(x, y, weight, bias, residual, mask, form)
-            mean = moments.mean
+        batch = _seen(x, form)
+        if out is None:
+            y = _recycled(x) if batch.recycled else torch.empty_like(x)
         else:
-            moments = None
-            mean = torch.empty(_channels(x, form), dtype=_WIDE)
-            inverse_std = torch.empty_like(mean)
-            statistics = (mean, inverse_std, None)
-            _forward(x, y, weight, bias, residual, mask, form, statistics, running)
-        return Found(_written(y, out), moments, mean, inverse_std)
+            y, weight, bias, residual, mask = _target(x, out, weight, bias, residual, mask)
+        mean, inverse_std = torch.empty_like(batch.numbers), torch.empty_like(batch.numbers)
+        m2 = torch.empty_like(mean) if running is None else None
+        moments = None
+        statistics = (mean, inverse_std, m2)
+        count = _forward(batch, x, y, weight, bias, residual, mask, statistics, running)
+        if m2 is not None:
+            moments = Moments(int(count) if mask is None else count, mean, m2)
+        return Found(y if out is None else _written(y, out), moments, mean, inverse_std)
 
     def backward(
         self, dy: Tensor, given: Given, count: Tensor | float | None, needs: Needs
     ) -> Gradients:
         """Return the gradients."""
-        x, form = given.x, given.form
+        x, weight, form = given.x, given.weight, given.form
         if not _alike(x, given.residual):
             return _EAGER.backward(dy, given, count, needs)
+        batch = _seen(x, form)
         reduce = needs.weight or needs.bias or (needs.x and count is not None)
-        dx = _output(x) if needs.x or (needs.residual and form.activation is not None) else None
-        dresidual = _output(x) if needs.residual and form.activation is not None else None
-        kind = _WIDE if given.weight is None else given.weight.dtype
-        wanted = _WIDE if kind not in (torch.float32, _WIDE) else kind
-        gradients = [torch.empty_like(given.mean, dtype=wanted) for _ in range(2 * reduce)]
+        through_z = needs.residual and form.activation is not None
+        dx = dresidual = dweight = dbias = None
+        if needs.x or through_z:
+            dx = _recycled(x) if batch.recycled else torch.empty_like(x)
+        if through_z:
+            dresidual = _recycled(x) if batch.recycled else torch.empty_like(x)
+        if reduce:
+            kind = weight.dtype if weight is not None else _WIDE
+            kind = kind if kind in _RUNNING_TYPES else _WIDE
+            dweight = torch.empty_like(given.mean, dtype=kind)
+            dbias = torch.empty_like(dweight)
         number = None if count is None or not reduce else float(count)
-        _backward(dy, given, dx, dresidual, None, number, reduce, gradients if reduce else None)
+        _backward(batch, dy, given, dx, dresidual, None, number, reduce, dweight, dbias)
         return Gradients(
-            dx,
-            gradients[0] if reduce else None,
-            gradients[1] if reduce else None,
-            dy if dresidual is None and needs.residual else dresidual,
+            dx, dweight, dbias, dy if dresidual is None and needs.residual else dresidual
         )
 
 
@@ -290,21 +257,21 @@ def follow(
 
     Returns False, and does nothing, if they cannot.
     """
-    mean, var = running
-    if _native is None or not (moments.mean.is_cpu and moments.mean.dtype == _WIDE):
+    (mean, var), own, m2, tracked = running, moments.mean, moments.m2, num_batches_tracked
+    if _native is None or not (own.is_cpu and own.dtype is _WIDE):
         return False
-    for tensor in (mean, var):
-        if type(tensor) is not Tensor or tensor.dtype not in (torch.float32, _WIDE):
-            return False
-        if not tensor.is_cpu or not tensor.is_contiguous() or tensor.dtype != mean.dtype:
-            return False
-    tracked = num_batches_tracked
-    if tracked is not None and not (tracked.is_cpu and tracked.dtype == torch.int64):
+    if type(mean) is not Tensor or type(var) is not Tensor or mean.dtype is not var.dtype:
+        return False
+    if mean.dtype not in _RUNNING_TYPES or not (mean.is_cpu and var.is_cpu):
+        return False
+    if not (mean.is_contiguous() and var.is_contiguous()):
+        return False
+    if tracked is not None and not (tracked.is_cpu and tracked.dtype is torch.int64):
         return False
     if mean.is_inference() or mean.requires_grad:
         return False
     _native.follow(
-        float(moments.count), mean.numel(), moments.mean.data_ptr(), moments.m2.data_ptr(),
+        float(moments.count), mean.numel(), own.data_ptr(), m2.data_ptr(),
         mean.data_ptr(), var.data_ptr(), _TYPES[mean.dtype],
         math.nan if momentum is None else momentum, 0 if tracked is None else tracked.data_ptr(),
     )  # fmt: skip
@@ -312,39 +279,21 @@ def follow(
     return True
 
 
-def _collect(
-    x: Tensor,
-    y: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
-    form: Form,
-) -> tuple[Moments, Tensor]:
-    """Return the moments and 1 / std of a batch, and write y where there is one."""
-    mean = torch.empty(_channels(x, form), dtype=_WIDE)
-    inverse_std, m2 = torch.empty_like(mean), torch.empty_like(mean)
-    statistics = (mean, inverse_std, m2)
-    count = _forward(x, y, weight, bias, residual, mask, form, statistics, None)
-    return Moments(int(count) if mask is None else count, mean, m2), inverse_std
-
-
 def _forward(
+    batch: _Batch,
     x: Tensor,
     y: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
     mask: Tensor | None,
-    form: Form,
     statistics: tuple[Tensor, Tensor, Tensor | None],
     running: tuple[Tensor, Tensor] | None,
 ) -> float:
     """Run the forward kernels: mean, inverse_std and m2 are written, or read if there is no m2."""
-    view = _seen(x, form)
     if residual is not None:
-        residual = _fitting(residual, x, view)
-    mask = None if mask is None else _positions(mask, x, view)
+        residual = _fitting(residual, x, batch)
+    mask = None if mask is None else _positions(mask, x, batch.view)
     weight, bias = _per_channel(weight), _per_channel(bias)
     mean, inverse_std, m2 = statistics
     running_mean, running_var = (None, None) if running is None else running
@@ -352,16 +301,19 @@ def _forward(
         running_mean, running_var = running_mean.contiguous(), running_var.contiguous()
         if running_mean.dtype != running_var.dtype:
             running_mean, running_var = running_mean.to(_WIDE), running_var.to(_WIDE)
-    return float(_plan(view, x.dtype, form).forward(
-        torch.get_num_threads(),
-        *_operand(x, view), *_operand(y, view), *_operand(residual, view),
+    strides = x.stride()
+    count: float = batch.plan.forward(
+        torch.get_num_threads(), x.data_ptr(), *batch.steps,
+        *_operand(y, strides, batch), *_operand(residual, strides, batch),
         _address(mask), _address(weight), _type(weight), _address(bias), _type(bias),
         mean.data_ptr(), inverse_std.data_ptr(), _address(m2),
         _address(running_mean), _address(running_var), _type(running_mean),
-    ))  # fmt: skip
+    )  # fmt: skip
+    return count
 
 
 def _backward(
+    batch: _Batch,
     dy: Tensor,
     given: Given,
     dx: Tensor | None,
@@ -369,45 +321,30 @@ def _backward(
     sums: tuple[Tensor, Tensor] | None,
     count: float | None,
     reduce: bool,
-    gradients: list[Tensor] | None = None,
+    dweight: Tensor | None = None,
+    dbias: Tensor | None = None,
 ) -> None:
     """Run the backward kernels: the sums are written, or read if not `reduce`."""
-    x, mean, inverse_std, weight, bias, residual, mask, form = given
-    view = _seen(x, form)
-    dy = _fitting(dy if dy.dtype == x.dtype else dy.to(x.dtype), x, view)
+    x, mean, inverse_std, weight, bias, residual, mask, _ = given
+    strides = x.stride()
+    if dy.dtype is not x.dtype or dy.stride() != strides or dy.is_neg():
+        dy = _fitting(dy.to(x.dtype), x, batch)
     if residual is not None:
-        residual = _fitting(residual, x, view)
-    mask = None if mask is None else _positions(mask, x, view)
+        residual = _fitting(residual, x, batch)
+    mask = None if mask is None else _positions(mask, x, batch.view)
     weight, bias, mean, inverse_std = (
         _per_channel(weight), _per_channel(bias), _wide(mean), _wide(inverse_std),
     )  # fmt: skip
     sum_g, sum_g_xhat = (None, None) if sums is None else sums
-    dweight, dbias = (None, None) if gradients is None else gradients
-    _plan(view, x.dtype, form).backward(
-        torch.get_num_threads(),
-        *_operand(x, view), *_operand(dy, view), *_operand(dx, view), *_operand(residual, view),
-        _address(dresidual), _address(mask),
+    batch.plan.backward(
+        torch.get_num_threads(), x.data_ptr(), *batch.steps,
+        *_operand(dy, strides, batch), *_operand(dx, strides, batch),
+        *_operand(residual, strides, batch), _address(dresidual), _address(mask),
         _address(weight), _type(weight), _address(bias), _type(bias),
         mean.data_ptr(), inverse_std.data_ptr(),
         reduce, count is not None, count or 0.0, _address(sum_g), _address(sum_g_xhat),
         _address(dweight), _type(dweight), _address(dbias), _type(dbias),
     )  # fmt: skip
-
-
-def _seen(x: Tensor, form: Form) -> View:
-    view = _view(x.shape, x.stride(), form.channel_dim)
-    if view is None:
-        raise ValueError("a batch that native does not support")
-    return view
-
-
-def _channels(x: Tensor, form: Form) -> int:
-    return x.shape[form.channel_dim]
-
-
-@lru_cache(maxsize=256)
-def _uncorrected(form: Form) -> Form:
-    return replace(form, correction=0)
 
 
 def _alike(x: Tensor, other: Tensor | None) -> bool:
@@ -469,18 +406,24 @@ def _per_channel(values: Tensor | None) -> Tensor | None:
     return values if values is None or values.is_contiguous() else values.contiguous()
 
 
-def _operand(tensor: Tensor | None, view: View) -> tuple[int, int, int]:
-    """Return the address and the two steps of a tensor in the shape of the batch."""
+def _operand(
+    tensor: Tensor | None, strides: tuple[int, ...], batch: _Batch
+) -> tuple[int, int, int]:
+    """Return the address and the two steps of a tensor in the shape of the batch.
+
+    `strides` are those of the batch itself.
+    """
     if tensor is None:
         return 0, 0, 0
-    steps = _steps(tensor.shape, tensor.stride(), view)
+    own = tensor.stride()
+    steps = batch.steps if own == strides else steps_in(tensor.shape, own, batch.view)
     assert steps is not None  # `_fitting` saw to it
     return tensor.data_ptr(), *steps
 
 
-def _fitting(tensor: Tensor, x: Tensor, view: View) -> Tensor:
+def _fitting(tensor: Tensor, x: Tensor, batch: _Batch) -> Tensor:
     """Return a tensor, or a copy of it that collapses as the batch does."""
-    if _steps(tensor.shape, tensor.stride(), view) is None or tensor.is_neg():
+    if steps_in(tensor.shape, tensor.stride(), batch.view) is None or tensor.is_neg():
         return torch.empty_like(x).copy_(tensor)
     return tensor
 
@@ -495,21 +438,14 @@ def _positions(mask: Tensor, x: Tensor, view: View) -> Tensor:
     return ordered.to(_WIDE if x.dtype == _WIDE else torch.float32).contiguous()
 
 
-@lru_cache(maxsize=4096)
-def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Return whether a tensor fills the memory that it spans, each place once."""
-    expected = 1
-    for step, size in sorted((step, n) for n, step in zip(shape, strides, strict=True) if n > 1):
-        if step != expected:
-            return False
-        expected *= size
-    return 0 not in shape
-
-
 def _output(x: Tensor) -> Tensor:
     """Return an uninitialized tensor like x: if large, in recycled memory."""
-    if x.numel() * x.element_size() < _POOLED_FROM or not _is_dense(x.shape, x.stride()):
-        return torch.empty_like(x)
+    large = x.numel() * x.element_size() >= _POOLED_FROM
+    return _recycled(x) if large and is_dense(x.shape, x.stride()) else torch.empty_like(x)
+
+
+def _recycled(x: Tensor) -> Tensor:
+    """Return an uninitialized tensor like x, which is dense, in memory that was used before."""
     capsule = _native.make_capsule(_TYPES[x.dtype], x.shape, x.stride())
     result: Tensor = torch.utils.dlpack.from_dlpack(capsule)
     poisoned = torch.are_deterministic_algorithms_enabled()

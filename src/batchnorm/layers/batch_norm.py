@@ -147,13 +147,15 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def _normalize(self, input: Tensor, residual: Tensor | None, mask: Tensor | None) -> Tensor:
         self._check_input_dim(input)
+        buffers = self._buffers  # to ask the module for each takes ten times as long
+        running_mean = buffers["running_mean"]
         track = self.training and self.track_running_stats
         use_running = track or not self.training
-        by_batch = self.training or self.running_mean is None
+        by_batch = self.training or running_mean is None
         return batch_norm(
             input,
-            self.running_mean if use_running else None,
-            self.running_var if use_running else None,
+            running_mean if use_running else None,
+            buffers["running_var"] if use_running else None,
             self.weight,
             self.bias,
             by_batch,
@@ -166,7 +168,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             channel_dim=self.channel_dim,
             on_small_batch=self.on_small_batch,
             inplace=self.inplace,
-            num_batches_tracked=self.num_batches_tracked if track else None,
+            num_batches_tracked=buffers["num_batches_tracked"] if track else None,
         )
 
     def _check_input_dim(self, input: Tensor) -> None:

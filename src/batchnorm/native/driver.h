@@ -43,15 +43,18 @@ template <class T> struct Driver {
     Options options;
     int threads;
     bool past;
-    Array<A> near, scale, shift, offset, slope;  // (width): the coefficients, once a fold
+    int64_t pitch;           // from one of the five to the next
+    Array<A> memory;
+    A *near, *scale, *shift, *offset, *slope;  // (width): the numbers of the channels, once a fold
     Coefficients<A> k;
 
     Driver(const Call& call, const Operands<T>& operands, bool through)
         : call(call), operands(operands), geometry(operands.geometry),
           options{call.activation, call.parameter, through},
-          past(goes_past_cache(call.N * call.C * call.S * sizeof(T))), near(geometry.width),
-          scale(geometry.width), shift(geometry.width), offset(geometry.width), slope(geometry.width),
-          k{near.get(), scale.get(), shift.get(), offset.get(), slope.get()} {
+          past(goes_past_cache(call.N * call.C * call.S * sizeof(T))),
+          pitch(ceil_divide(geometry.width, 16) * 16), memory(5 * pitch), near(memory.get()),
+          scale(near + pitch), shift(scale + pitch), offset(shift + pitch), slope(offset + pitch),
+          k{near, scale, shift, offset, slope} {
         const int64_t grain = 1 << 14;
         const int64_t useful = least(geometry.groups * geometry.chunks, call.N * call.C * call.S / grain);
         threads = static_cast<int>(most(1, least(call.threads, useful)));
@@ -104,8 +107,7 @@ template <class T> struct Driver {
         const bool scattered = !geometry.planar && groups > 1 && row_bytes >= 4096 && call.N > 2048;
         const bool at_once = sums && puts && even && !scattered &&
                              own <= batchnorm::cache_bytes() / (2 * threads);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-        {
+        const auto work = [&] {
             Scratch<A> scratch(geometry.group);
             if (at_once) {
 #pragma omp for schedule(static)
@@ -135,12 +137,15 @@ template <class T> struct Driver {
                 }
             }
             if (past) fence();
-        }
+        };
+        if (threads == 1) return work();  // a small batch, for which even a team of one takes long
+#pragma omp parallel num_threads(threads)
+        work();
     }
 
 private:
     // Numbers of channels that few-channelled rows have several times.
-    template <class... Arrays> void unfold(int64_t c0, int64_t c1, const Arrays&... arrays) const {
+    template <class... Arrays> void unfold(int64_t c0, int64_t c1, Arrays... arrays) const {
         for (int64_t i = call.C; i < geometry.width; i += call.C)
             for (int64_t c = c0; c < c1; ++c) ((arrays[i + c] = arrays[c]), ...);
     }

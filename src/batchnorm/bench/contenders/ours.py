@@ -93,6 +93,7 @@ class Mapped:
         """Return what is timed: BN + ReLU, forward and backward."""
         x, dy, weight, bias = posed.x, posed.dy, posed.weight, posed.bias
         form = Form(activation=Activation.parse("relu"))
+        batch = native._seen(x, form)
         y, dx = (native._output(x) for _ in range(2))
         mean, inverse_std, m2 = (torch.empty_like(weight, dtype=torch.float64) for _ in range(3))
         sums = [torch.empty_like(weight), torch.empty_like(bias)]
@@ -101,8 +102,8 @@ class Mapped:
 
         def both() -> tuple[Tensor, ...]:
             statistics = (mean, inverse_std, m2)
-            native._forward(x, y, weight, bias, None, None, form, statistics, None)
-            native._backward(dy, given, dx, None, None, count, True, sums)
+            native._forward(batch, x, y, weight, bias, None, None, statistics, None)
+            native._backward(batch, dy, given, dx, None, None, count, True, *sums)
             return y, dx, *sums
 
         return Step(both)
