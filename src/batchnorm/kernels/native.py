@@ -33,7 +33,7 @@ except ImportError as error:
 #: What idle buffers may take at most, in MB; 0 recycles none.
 POOL_VARIABLE = "BATCHNORM_POOL_MB"
 _POOL_MB = 1024
-_POOLED_FROM = 4 << 20  # bytes; smaller results are the allocator's
+_POOLED_FROM = 256 << 10  # bytes; smaller results are the allocator's
 
 _TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 _ACTIVATIONS: dict[str | None, int] = {None: 0, **{n: i for i, n in enumerate(NAMES, start=1)}}
@@ -446,7 +446,10 @@ def _output(x: Tensor) -> Tensor:
 
 def _recycled(x: Tensor) -> Tensor:
     """Return an uninitialized tensor like x, which is dense, in memory that was used before."""
-    capsule = _native.make_capsule(_TYPES[x.dtype], x.shape, x.stride())
+    try:
+        capsule = _native.make_capsule(_TYPES[x.dtype], x.shape, x.stride())
+    except MemoryError:  # or no more mappings: the allocator says it best, if it has none either
+        return torch.empty_like(x)
     result: Tensor = torch.utils.dlpack.from_dlpack(capsule)
     poisoned = torch.are_deterministic_algorithms_enabled()
     if poisoned and torch.utils.deterministic.fill_uninitialized_memory:  # type: ignore[attr-defined]

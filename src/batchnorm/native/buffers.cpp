@@ -17,7 +17,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::size_t huge_page = std::size_t{2} << 20;
+constexpr std::size_t huge_page = std::size_t{2} << 20, small_step = std::size_t{64} << 10;
 constexpr std::chrono::milliseconds patience{3000};
 
 struct Block {
@@ -66,11 +66,16 @@ void watch() {
     }
 }
 
-// New memory, aligned to huge pages and advised to be made of them before anyone touches it.
-void* map_block(std::size_t bytes) {
-    char* mapped = static_cast<char*>(mmap(nullptr, bytes + huge_page, PROT_READ | PROT_WRITE,
-                                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+char* map_bytes(std::size_t bytes) {
+    void* const mapped = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapped == MAP_FAILED) throw std::bad_alloc();
+    return static_cast<char*>(mapped);
+}
+
+// New memory; if large, aligned to huge pages and advised to be made of them before anyone touches it.
+void* map_block(std::size_t bytes) {
+    if (bytes < huge_page) return map_bytes(bytes);
+    char* const mapped = map_bytes(bytes + huge_page);
     const std::size_t head = -reinterpret_cast<std::uintptr_t>(mapped) % huge_page;
     if (head) munmap(mapped, head);
     munmap(mapped + head + bytes, huge_page - head);
@@ -83,7 +88,8 @@ void* map_block(std::size_t bytes) {
 }  // namespace
 
 void* take_block(std::size_t bytes) {
-    bytes = (bytes + huge_page - 1) / huge_page * huge_page;
+    const std::size_t step = bytes < huge_page ? small_step : huge_page;
+    bytes = (bytes + step - 1) / step * step;
     Pool& from = pool();
     const std::lock_guard<std::mutex> lock(from.mutex);
     for (auto block = from.waiting.rbegin(); block != from.waiting.rend(); ++block) {
