@@ -96,10 +96,10 @@ def bench(
 def env() -> None:
     """Show the versions, the hardware, and the kernels that can serve here."""
     for name, value in describe().items():
-        print(f"{name:<10} {value}")
+        print(f"{name:<12} {value}")
     for backend in backends():
         reason = backend.available()
-        print(f"{'kernels':<10} {backend.name}: {'ready' if reason is None else reason}")
+        print(f"{'kernels':<12} {backend.name}: {'ready' if reason is None else reason}")
 
 
 @contextmanager

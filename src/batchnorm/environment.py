@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 import batchnorm
+from batchnorm.kernels import native
 
 
 def describe() -> dict[str, str]:
@@ -17,7 +18,7 @@ def describe() -> dict[str, str]:
 
     Example:
         >>> list(describe())
-        ['batchnorm', 'torch', 'numpy', 'python', 'system', 'cpu', 'threads', 'gpu']
+        ['batchnorm', 'torch', 'numpy', 'python', 'system', 'cpu', 'instructions', 'threads', 'gpu']
     """
     return {
         "batchnorm": batchnorm.__version__,
@@ -26,6 +27,7 @@ def describe() -> dict[str, str]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu(),
+        "instructions": next(iter(native.instructions()), "none"),
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()}",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }

@@ -74,7 +74,7 @@ def test_drawn_batches_equal_the_reference(data, instructions):
         x, dy, residual = (v.narrow(d, 0, shape[d] // 2) for v in (x, dy, residual))
         channels = x.shape[channel_dim]
     form = Form(channel_dim, correction=correction, activation=Activation.parse(activation))
-    assume(channels > 0 and NATIVE.supports(x, form) is None)
+    assume(NATIVE.supports(x, form) is None)
     weight, bias = torch.randn(channels, dtype=wide), torch.randn(channels, dtype=wide)
     positions = [n for d, n in enumerate(x.shape) if d != channel_dim]
     mask = weights = None
@@ -96,21 +96,22 @@ def test_drawn_batches_equal_the_reference(data, instructions):
     args = [as_numpy(v) for v in (x, weight, bias)]
     gradients = reference.backward(as_numpy(dy), *args, **options)
     expected = reference.moments(args[0], channel_dim, weights)
-    assert moments.count == expected.count
+    if channels or mask is None:  # the weights of no channel are not added up
+        assert moments.count == expected.count
     assert (moments.m2 >= 0).all()
     # a channel that is nearly constant magnifies what its mean in the wide type rounds
     magnified = (np.abs(expected.mean) * 1e-13 / np.sqrt(expected.var() + 1e-5)).max(initial=0)
-    slack = 20 + (magnified / 1e-13 if dtype == torch.float64 else 0)
-    assert_close(y, reference.forward(*args, **options), dtype, scale=slack / 10)
+    slack = 2 + (magnified / 1e-13 if dtype == torch.float64 else 0)
+    assert_close(y, reference.forward(*args, **options), dtype, scale=slack / 2)
     # dx is a difference of what gamma / std makes of dy, and may vanish where those do not
     if x.numel():
         parts = (
             weight.abs().double() * moments.inverse_std(form.eps, correction)
         ).max() * dy.abs().max()
         error = np.abs(as_numpy(found.x) - gradients.x).max()
-        assert error <= slack / 4 * TOLERANCES[dtype]["value"] * max(float(parts), 1e-3)
+        assert error <= slack / 2 * TOLERANCES[dtype]["value"] * max(float(parts), 1e-3)
     if residual is not None:
-        assert_close(found.residual, gradients.residual, dtype, scale=slack / 10)
+        assert_close(found.residual, gradients.residual, dtype, scale=slack / 2)
     # likewise these sums, of terms that may cancel
     xhat = reference.forward(args[0], axis=channel_dim, weights=weights, correction=correction)
     terms = float(dy.abs().double().sum()) * max(1.0, np.abs(xhat).max(initial=0))

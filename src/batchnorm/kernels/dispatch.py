@@ -90,8 +90,7 @@ def choose(x: Tensor, form: Form) -> Backend:
             )
         return forced
     for candidate in _BACKENDS.values():
-        reason = candidate.available() or candidate.supports(x, form)
-        if reason is None:
+        if (reason := candidate.available() or candidate.supports(x, form)) is None:
             return candidate
         _say_once(candidate.name, reason)
     return _EAGER

@@ -155,7 +155,7 @@ class Native:
         batch = _seen(x, form)
         mean, inverse_std, m2 = (torch.empty_like(batch.numbers) for _ in range(3))
         count = _forward(batch, x, None, None, None, None, mask, (mean, inverse_std, m2), None)
-        return Moments(int(count) if mask is None else count, mean, m2)
+        return Moments(batch.view.N * batch.view.S if mask is None else count, mean, m2)
 
     def normalize(self, given: Given, out: Tensor | None = None) -> Tensor:
         """Return y."""
@@ -217,7 +217,7 @@ class Native:
         statistics = (mean, inverse_std, m2)
         count = _forward(batch, x, y, weight, bias, residual, mask, statistics, running)
         if m2 is not None:
-            moments = Moments(int(count) if mask is None else count, mean, m2)
+            moments = Moments(batch.view.N * batch.view.S if mask is None else count, mean, m2)
         return Found(y if out is None else _written(y, out), moments, mean, inverse_std)
 
     def backward(

@@ -147,7 +147,10 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def _normalize(self, input: Tensor, residual: Tensor | None, mask: Tensor | None) -> Tensor:
         self._check_input_dim(input)
-        buffers = self._buffers  # to ask the module for each takes ten times as long
+        # to ask the module for each takes ten times as long; what is parametrized is not in there
+        buffers, parameters = self._buffers, self._parameters
+        weight = parameters["weight"] if "weight" in parameters else self.weight  # noqa: SIM401
+        bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401
         running_mean = buffers["running_mean"]
         track = self.training and self.track_running_stats
         use_running = track or not self.training
@@ -156,8 +159,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             input,
             running_mean if use_running else None,
             buffers["running_var"] if use_running else None,
-            self.weight,
-            self.bias,
+            weight,
+            bias,
             by_batch,
             self.momentum,
             self.eps,

@@ -104,7 +104,7 @@ template <class T> struct Driver {
         const bool even = ceil_divide(groups, threads) * threads * 4 <= groups * 5;
         // a group's part of wide rows is on other pages in each row, and only so many are at hand
         const int64_t row_bytes = bytes_a_value * call.x.outer;
-        const bool scattered = !geometry.planar && groups > 1 && row_bytes >= 4096 && call.N > 2048;
+        const bool scattered = !geometry.planar && groups > 1 && row_bytes >= 4096 && call.N > 256;
         const bool at_once = sums && puts && even && !scattered &&
                              own <= batchnorm::cache_bytes() / (2 * threads);
         const auto work = [&] {
