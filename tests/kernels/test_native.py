@@ -1,5 +1,8 @@
 """What is particular to the kernels in C++: layouts, threads, instruction sets, memory."""
 
+import os
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -290,6 +293,24 @@ class TestMemory:
             assert native.release() == 0
         finally:
             native._native.limit_buffers(limit)
+
+    def test_idle_memory_goes_back_by_itself(self):
+        native.release()
+        self.output()
+        time.sleep(4.5)
+        assert native.release() == 0
+
+    @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of Python 3.12
+    def test_a_forked_process_has_memory_of_its_own(self):
+        held = self.output()
+        kept = held.clone()
+        self.output()  # waits
+        child = os.fork()
+        if child == 0:
+            good = bool(torch.equal(self.output(), self.output()) is False and native.release() > 0)
+            os._exit(0 if good else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert torch.equal(held, kept)
 
     def test_fresh_results_are_poisoned_where_torch_poisons_them(self):
         assert native._output(torch.zeros(self.SHAPE)).isnan().all()
