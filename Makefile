@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help study test check sanitize bench docs readme format clean
+.PHONY: help study test large check sanitize bench docs readme format clean
 
 help: ## show the verbs
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -23,19 +23,23 @@ study: $(READY) ## train with and without batch normalization on real data, and 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest -n 2
 
+large: $(READY) ## run the tests of batches over 2^31 elements, which take 20 GB of memory
+	BATCHNORM_LARGE=1 $(BIN)/python -m pytest tests/kernels/test_native_large.py
+
 check: $(READY) ## check format, lint, types and the documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(MAKE) docs
 
-# Leaks are not looked for: Python and torch keep what they have until the end.
-sanitize: $(READY) ## run the tests of the kernels under AddressSanitizer and UBSan
+# Leaks are not looked for: Python and torch keep what they have until the end. Nor is what torch
+# compiles, which starts compilers of its own.
+sanitize: $(READY) ## run the tests of the layer under AddressSanitizer and UBSan
 	cmake -S . -B build/sanitize -DBATCHNORM_SANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python)
 	cmake --build build/sanitize --parallel 2
 	PYTHONPATH=build/sanitize BATCHNORM_NATIVE=_native ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-	$(BIN)/python -m pytest tests/kernels/test_native.py tests/kernels/test_contract.py
+	$(BIN)/python -m pytest -n 2 tests/kernels tests/layers tests/functional --ignore tests/functional/test_operators.py
 
 # What only the bench needs is installed when it is first run.
 $(VENV)/.bench: $(READY)
@@ -56,4 +60,4 @@ format: $(READY) ## format the sources
 	$(BIN)/ruff check --fix .
 
 clean: ## remove what the verbs made, but no study results
-	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build site .mypy_cache .pytest_cache .ruff_cache .hypothesis

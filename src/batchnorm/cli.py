@@ -25,10 +25,21 @@ def _end_for_want_of(error: ModuleNotFoundError, extra: str = "study") -> NoRetu
     _end(f'{error.name} is not installed: pip install "batchnorm[{extra}]"', 2)
 
 
+def _show_environment() -> None:
+    for name, value in describe().items():
+        print(f"{name:<12} {value}")
+    for backend in backends():
+        reason = backend.available()
+        print(f"{'kernels':<12} {backend.name}: {'ready' if reason is None else reason}")
+
+
 try:
     import typer
     from rich.console import Console
 except ModuleNotFoundError as error:
+    if sys.argv[1:] == ["env"]:  # which needs nothing but the package
+        _show_environment()
+        sys.exit()
     _end_for_want_of(error)
 
 app = typer.Typer(
@@ -95,11 +106,7 @@ def bench(
 @app.command()
 def env() -> None:
     """Show the versions, the hardware, and the kernels that can serve here."""
-    for name, value in describe().items():
-        print(f"{name:<12} {value}")
-    for backend in backends():
-        reason = backend.available()
-        print(f"{'kernels':<12} {backend.name}: {'ready' if reason is None else reason}")
+    _show_environment()
 
 
 @contextmanager

@@ -232,7 +232,47 @@ def test_what_is_kept_for_the_backward_pass_is_x_and_two_numbers_a_channel():
     assert call.running is None
 
 
+@pytest.mark.parametrize("given", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_has_the_gradient_that_torch_gives_it(given):
+    running = torch.zeros(3), torch.ones(3)
+    x, dy = torch.randn(6, 3), torch.randn(6, 3)
+    x[2, 1] = given
+    found = []
+    for layer in (bn.batch_norm, lambda *a, activation: F.relu(F.batch_norm(*a))):
+        values = [v.clone().requires_grad_() for v in (x, torch.ones(3), torch.zeros(3))]
+        y = layer(values[0], *running, *values[1:], activation="relu")
+        found.append([y, *torch.autograd.grad(y, values, dy)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+def test_numbers_of_the_channels_may_be_of_any_type():
+    x, weight = torch.randn(6, 3), torch.tensor([1, 2, 3])
+    y = bn.batch_norm(x, torch.tensor([1, 0, 2]), torch.tensor([1, 4, 9]), weight)
+    expected = F.batch_norm(x, torch.tensor([1.0, 0, 2]), torch.tensor([1.0, 4, 9]), weight.float())
+    torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("lay_out", [
+    lambda v: v.unfold(0, 7, 1).T.unsqueeze(1),
+    lambda v: v.view(1, 1, -1).expand(2, 3, -1).unfold(2, 7, 1).transpose(2, 3),
+    lambda v: v.as_strided((4, 1, 7), (1, 1, 1)),
+    lambda v: v[:, None].expand(-1, 4),
+])  # fmt: skip
+def test_values_that_share_memory(lay_out):
+    x = lay_out(torch.randn(20))
+    y = bn.batch_norm(x, training=True)
+    torch.testing.assert_close(y, bn.batch_norm(x.contiguous(), training=True))
+
+
 class TestMask:
+    def test_may_not_change_before_the_backward_pass(self):
+        x, mask = torch.randn(6, 3, requires_grad=True), torch.ones(6)
+        y = bn.batch_norm(x, training=True, mask=mask, activation="relu")
+        mask.zero_()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+
     def test_takes_any_shape_that_broadcasts_over_the_positions(self):
         x = torch.randn(4, 3, 5, 6)
         rows = torch.tensor([True, False, True, True])

@@ -37,3 +37,12 @@ def test_eps_may_be_zero_but_not_negative_in_evaluation():
     torch.testing.assert_close(bn.batch_norm(x, *running, eps=0.0), x)
     with pytest.raises(ValueError, match="eps must be non-negative, but got -1"):
         bn.batch_norm(x, *running, eps=-1)
+
+
+@pytest.mark.parametrize("name", ["running_mean", "running_var", "weight", "bias", "residual"])
+def test_what_is_on_another_device_is_refused(name):
+    x = torch.randn(4, 3)
+    given = {"running_mean": torch.zeros(3), "running_var": torch.ones(3)}
+    given[name] = torch.ones(3, device="meta") if name != "residual" else x.to("meta")
+    with pytest.raises(RuntimeError, match=f"{name} is on meta, but the input is on cpu: move"):
+        bn.batch_norm(x, **given)

@@ -51,10 +51,9 @@ def test_gives_the_same_in_the_memory_of_the_input(backend, layout, dtype, train
         lambda memory, x: memory[:8],
         lambda memory, x: memory[2:],
         lambda memory, x: x.transpose(2, 3),
-        lambda memory, x: x.detach().double(),
         lambda memory, x: x[:1].expand(8, 4, 6, 6),
     ],
-    ids=["itself", "its view", "before", "behind", "transposed", "another type", "expanded"],
+    ids=["itself", "its view", "before", "behind", "transposed", "expanded"],
 )
 def test_a_residual_that_is_the_input_or_overlaps_it(backend, training, residual_of):
     memory = torch.randn(10, 4, 6, 6)
@@ -65,6 +64,17 @@ def test_a_residual_that_is_the_input_or_overlaps_it(backend, training, residual
             residual=residual_of(memory, x), activation="silu",
         )  # fmt: skip
     assert torch.equal(y, expected)
+
+
+def test_a_residual_of_another_type_is_left_to_plain_operations():
+    x = torch.randn(8, 4, 6, 6)
+    options = {"residual": x.double(), "activation": "silu"}
+    expected, y = both(x, torch.zeros(4), torch.ones(4), None, None, True, **options)
+    assert torch.equal(y, expected)
+    if native._native is not None:
+        wanted = "the residual is of torch.float64 and the input of torch.float32"
+        with bn.backend("native"), pytest.raises(RuntimeError, match=wanted):
+            bn.batch_norm(x, training=True, **options)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

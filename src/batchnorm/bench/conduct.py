@@ -23,7 +23,6 @@ from batchnorm.bench.rows import Row, rows
 from batchnorm.bench.save import check_folder, save
 from batchnorm.bench.tables import terminal
 from batchnorm.environment import describe
-from batchnorm.kernels import native
 
 #: How long each case is timed, in seconds, and in a quick bench.
 SECONDS, QUICK_SECONDS = 0.2, 0.1
@@ -73,7 +72,6 @@ def conduct(
     made_on = {
         **describe(),
         "jax": importlib.metadata.version("jax") if importlib.util.find_spec("jax") else "none",
-        "instructions": (native.instructions() or ["none"])[0],
         "load": round(load, 2),
         "seconds": seconds,
         "left_out": left_out,

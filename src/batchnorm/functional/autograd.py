@@ -66,15 +66,18 @@ class BatchNormNode(torch.autograd.Function):
         call.moments, call.running = moments, None
         call.count = None if moments is None else moments.count
         ctx.call = call
-        ctx.save_for_backward(x, weight, bias, residual if form.activation else None)  # z's alone
+        kept = x, weight, bias, residual if form.activation else None  # z's alone
+        ctx.save_for_backward(*kept if call.mask is None else (*kept, call.mask))
+        call.mask = None
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of what `forward` took."""
         call: Call = ctx.call
-        x, weight, bias, residual = ctx.saved_tensors
-        given = Given(x, call.mean, call.inverse_std, weight, bias, residual, call.mask, call.form)
+        x, weight, bias, residual, *masks = ctx.saved_tensors
+        mask = masks[0] if masks else None
+        given = Given(x, call.mean, call.inverse_std, weight, bias, residual, mask, call.form)
         backend = DIFFERENTIABLE if is_traced_or_transformed() else call.backend
         needs = Needs._make(ctx.needs_input_grad[:4])
         return *gradients(backend.backward, dy, given, call.count, needs), None

@@ -185,7 +185,7 @@ def normalize(
             running = operators.snapshot(running[0]), operators.snapshot(running[1])
         found = forward(x, weight, bias, residual, mask, form, running, out)
         return found.y, found.moments
-    backend = kernels.choose(x, form)
+    backend = kernels.choose(x, form, residual)
     if recorded:
         call = Call(backend, form, running, mask)
         y = BatchNormNode.apply(x, weight, bias, residual, call)  # type: ignore[no-untyped-call]

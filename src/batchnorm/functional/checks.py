@@ -10,6 +10,7 @@ from torch import Tensor
 
 from batchnorm.functional.autograd import is_recorded
 from batchnorm.kernels import Form
+from batchnorm.kernels.layouts import is_apart
 
 OnSmallBatch = Literal["error", "running", "skip"]
 _CHOICES = get_args(OnSmallBatch)
@@ -63,12 +64,19 @@ def check_batch(
         raise ValueError(f"batch_norm eps must be non-negative, but got {form.eps}")
     channels = x.shape[form.channel_dim]
     per_channel = (("running_mean", running_mean), ("running_var", running_var), *given[:2])
+    device = x.device
     for name, values in per_channel:
-        if values is not None and values.numel() != channels:
+        if values is None:
+            continue
+        if values.device != device:
+            raise _elsewhere(name, values, x)
+        if values.numel() != channels:
             raise RuntimeError(
                 f"{name} should contain {channels} elements not {values.numel()}: the input, of "
                 f"size {tuple(x.shape)}, has {channels} channels in dimension {form.channel_dim}"
             )
+    if residual is not None and residual.device != device:
+        raise _elsewhere("residual", residual, x)
     if residual is not None and residual.shape != x.shape:
         raise ValueError(
             f"residual is of size {tuple(residual.shape)}: expected that of the input, "
@@ -92,12 +100,19 @@ def check_inplace(x: Tensor, *others: Tensor | None) -> None:
             "inplace=True overwrites the input, but that was made under torch.inference_mode() and "
             "cannot be changed outside of it: clone it first, or leave inplace away"
         )
-    if any(size > 1 and step == 0 for size, step in zip(x.shape, x.stride(), strict=True)):
+    if 0 not in x.shape and not is_apart(x.shape, x.stride()):
         raise RuntimeError(
             "inplace=True overwrites the input, but several of its values share one place in "
-            f"memory: it is of size {tuple(x.shape)} with strides {x.stride()}, as expand makes "
-            "them. Clone it first, or leave inplace away"
+            f"memory: it is of size {tuple(x.shape)} with strides {x.stride()}, as expand and "
+            "unfold make them. Clone it first, or leave inplace away"
         )
+
+
+def _elsewhere(name: str, tensor: Tensor, x: Tensor) -> RuntimeError:
+    return RuntimeError(
+        f"{name} is on {tensor.device}, but the input is on {x.device}: move one to the other, "
+        f'as by layer.to("{x.device}")'
+    )
 
 
 def _weights(mask: Tensor, x: Tensor, positions: list[int], form: Form) -> Tensor:

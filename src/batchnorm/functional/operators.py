@@ -122,7 +122,7 @@ def _form(
 def _run_forward(*arguments: Any) -> tuple[Tensor, ...]:
     x, weight, bias, residual, mask, mean, var, *numbers = arguments
     form, running = _form(*numbers), None if mean is None else (mean, var)
-    y, moments, mean, inverse_std = kernels.choose(x, form).forward(
+    y, moments, mean, inverse_std = kernels.choose(x, form, residual).forward(
         x, weight, bias, residual, mask, form, running
     )
     y = _fitted(y, x, x.dtype)
@@ -143,7 +143,7 @@ def _fake_forward(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _run_backward(dy: Tensor, *arguments: Any) -> list[Tensor]:
     given, count, needs = _given(arguments)
-    found = kernels.choose(given.x, given.form).backward(dy, given, count, needs)
+    found = kernels.choose(given.x, given.form, given.residual).backward(dy, given, count, needs)
     wanted = (g for g, need in zip(found, needs, strict=True) if need and g is not None)
     likenesses = _likenesses(given, needs)
     return [_fitted(g, *likeness) for g, likeness in zip(wanted, likenesses, strict=True)]

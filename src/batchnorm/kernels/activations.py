@@ -40,7 +40,7 @@ def _sigmoid_backward(g: Tensor, z: Tensor) -> Tensor:
 # The gradients are functions of z, so that nothing but x need be kept for them, and are
 # differentiable themselves. At 0 they are what torch has there.
 _DEFINITIONS = {
-    "relu": _Definition(F.relu, lambda g, z: torch.where(z > 0, g, 0)),
+    "relu": _Definition(F.relu, lambda g, z: torch.where(z <= 0, 0, g)),
     "leaky_relu": _Definition(
         F.leaky_relu, lambda g, z, slope: torch.where(z > 0, g, g * slope), default=0.01
     ),

@@ -73,7 +73,7 @@ def backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def choose(x: Tensor, form: Form) -> Backend:
+def choose(x: Tensor, form: Form, residual: Tensor | None = None) -> Backend:
     """Return the backend for a batch: the forced one, or the first that can take it.
 
     Raises:
@@ -83,17 +83,24 @@ def choose(x: Tensor, form: Form) -> Backend:
     name = _forced.get() or _from_environment()
     if name:
         forced = _named(name, VARIABLE)
-        if reason := forced.available() or forced.supports(x, form):
+        if reason := _refusal(forced, x, form, residual):
             raise RuntimeError(
                 f"batchnorm: backend {name!r} was asked for and cannot serve this call: {reason}. "
                 f"Leave {VARIABLE} and bn.backend(...) away to let the package choose."
             )
         return forced
     for candidate in _BACKENDS.values():
-        if (reason := candidate.available() or candidate.supports(x, form)) is None:
+        if (reason := _refusal(candidate, x, form, residual)) is None:
             return candidate
         _say_once(candidate.name, reason)
     return _EAGER
+
+
+def _refusal(backend: Backend, x: Tensor, form: Form, residual: Tensor | None) -> str | None:
+    """Return why a backend cannot serve, or None if it can."""
+    if residual is not None and residual.dtype is not x.dtype and backend is not _EAGER:
+        return f"the residual is of {residual.dtype} and the input of {x.dtype}"
+    return backend.available() or backend.supports(x, form)
 
 
 @cache  # to ask anew would take as long as the rest of the choice

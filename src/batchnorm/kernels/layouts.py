@@ -47,6 +47,8 @@ def view_of(shape: tuple[int, ...], strides: tuple[int, ...], channel: int) -> V
     if 0 in shape:
         positions = math.prod(shape[:channel]) * math.prod(shape[channel + 1 :])
         return View(False, positions, C, 1, (), (), channel)
+    if not is_apart(shape, strides):  # results, which are, would lie otherwise
+        return None
     dims = tuple(d for d, size in enumerate(shape) if size > 1 and d != channel)
     dims = tuple(sorted(dims, key=lambda d: -strides[d]))
     sizes = [shape[d] for d in dims]
@@ -97,3 +99,16 @@ def is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
             return False
         expected *= size
     return 0 not in shape
+
+
+def is_apart(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Return whether every value of a tensor has a place in memory of its own.
+
+    A yes is certain; a no may also be said of rare tensors whose dimensions interlock.
+    """
+    end = 1
+    for step, size in sorted((step, n) for n, step in zip(shape, strides, strict=True) if n > 1):
+        if step < end:
+            return False
+        end += step * (size - 1)
+    return True

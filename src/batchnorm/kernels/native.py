@@ -17,7 +17,6 @@ from torch import Tensor
 
 from batchnorm.kernels.activations import NAMES
 from batchnorm.kernels.contract import Form, Found, Given, Gradients, Needs
-from batchnorm.kernels.eager import Eager
 from batchnorm.kernels.layouts import View, is_dense, steps_in, view_of
 from batchnorm.kernels.memory import is_same_view, may_overlap
 from batchnorm.moments import Moments
@@ -39,10 +38,18 @@ _TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 
 _ACTIVATIONS: dict[str | None, int] = {None: 0, **{n: i for i, n in enumerate(NAMES, start=1)}}
 _WIDE = torch.float64
 _RUNNING_TYPES = (torch.float32, _WIDE)
-_EAGER = Eager(in_place=True)
+
+
+def _pool_bytes() -> int:
+    """Return what the environment allows idle buffers to take."""
+    given = os.environ.get(POOL_VARIABLE, str(_POOL_MB))
+    if not given.isdecimal():
+        raise ValueError(f"{POOL_VARIABLE} is {given!r}: expected a whole number of MB, 0 or more")
+    return int(given) << 20
+
 
 if _native is not None:
-    _native.limit_buffers(int(float(os.environ.get(POOL_VARIABLE, _POOL_MB)) * 2**20))
+    _native.limit_buffers(_pool_bytes())
 
 
 def release() -> int:
@@ -160,8 +167,6 @@ class Native:
     def normalize(self, given: Given, out: Tensor | None = None) -> Tensor:
         """Return y."""
         x, mean, inverse_std, weight, bias, residual, mask, form = given
-        if not _alike(x, residual):
-            return _EAGER.normalize(given, out)
         batch = _seen(x, form)
         y, weight, bias, residual, mask = _target(x, out, weight, bias, residual, mask)
         statistics = (_wide(mean), _wide(inverse_std), None)
@@ -170,8 +175,6 @@ class Native:
 
     def reduce_grad(self, dy: Tensor, given: Given) -> tuple[Tensor, Tensor]:
         """Return the gradients of bias and weight."""
-        if not _alike(given.x, given.residual):
-            return _EAGER.reduce_grad(dy, given)
         batch = _seen(given.x, given.form)
         sum_g, sum_g_xhat = torch.empty_like(batch.numbers), torch.empty_like(batch.numbers)
         _backward(batch, dy, given, None, None, (sum_g, sum_g_xhat), None, reduce=True)
@@ -181,8 +184,6 @@ class Native:
         self, dy: Tensor, given: Given, through: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
         """Return dx and dresidual."""
-        if not _alike(given.x, given.residual):
-            return _EAGER.apply_grad(dy, given, through)
         x, form = given.x, given.form
         # what is given was divided by the counts already
         batch = _seen(x, form._replace(correction=0))
@@ -204,8 +205,6 @@ class Native:
         out: Tensor | None = None,
     ) -> Found:
         """Return y and what normalized it."""
-        if not _alike(x, residual):
-            return _EAGER.forward(x, weight, bias, residual, mask, form, running, out)
         batch = _seen(x, form)
         if out is None:
             y = _recycled(x) if batch.recycled else torch.empty_like(x)
@@ -225,8 +224,6 @@ class Native:
     ) -> Gradients:
         """Return the gradients."""
         x, weight, form = given.x, given.weight, given.form
-        if not _alike(x, given.residual):
-            return _EAGER.backward(dy, given, count, needs)
         batch = _seen(x, form)
         reduce = needs.weight or needs.bias or (needs.x and count is not None)
         through_z = needs.residual and form.activation is not None
@@ -298,9 +295,9 @@ def _forward(
     mean, inverse_std, m2 = statistics
     running_mean, running_var = (None, None) if running is None else running
     if running_mean is not None and running_var is not None:
-        running_mean, running_var = running_mean.contiguous(), running_var.contiguous()
-        if running_mean.dtype != running_var.dtype:
+        if running_mean.dtype is not running_var.dtype or running_mean.dtype not in _TYPES:
             running_mean, running_var = running_mean.to(_WIDE), running_var.to(_WIDE)
+        running_mean, running_var = running_mean.contiguous(), running_var.contiguous()
     strides = x.stride()
     count: float = batch.plan.forward(
         torch.get_num_threads(), x.data_ptr(), *batch.steps,
@@ -345,10 +342,6 @@ def _backward(
         reduce, count is not None, count or 0.0, _address(sum_g), _address(sum_g_xhat),
         _address(dweight), _type(dweight), _address(dbias), _type(dbias),
     )  # fmt: skip
-
-
-def _alike(x: Tensor, other: Tensor | None) -> bool:
-    return other is None or other.dtype == x.dtype
 
 
 def _target(
@@ -403,7 +396,9 @@ def _wide(values: Tensor) -> Tensor:
 
 
 def _per_channel(values: Tensor | None) -> Tensor | None:
-    return values if values is None or values.is_contiguous() else values.contiguous()
+    if values is None or (values.is_contiguous() and values.dtype in _TYPES):
+        return values
+    return values.to(values.dtype if values.dtype in _TYPES else _WIDE).contiguous()
 
 
 def _operand(

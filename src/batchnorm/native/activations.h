@@ -30,7 +30,7 @@ template <class A>
 inline values<A> differentiate(values<A> g, values<A> z, Activation activation, A parameter) {
     switch (activation) {
         case Activation::none: return g;
-        case Activation::relu: return z > 0 ? g : values<A>{};
+        case Activation::relu: return z <= 0 ? values<A>{} : g;
         case Activation::leaky_relu: return z > 0 ? g : g * parameter;
         case Activation::elu: return z > 0 ? g : g * parameter * exp(z > 0 ? values<A>{} : z);
         case Activation::silu: {

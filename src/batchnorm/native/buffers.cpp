@@ -1,6 +1,7 @@
 #include "buffers.h"
 
 #include <chrono>
+#include <cstdlib>
 #include <list>
 #include <mutex>
 #include <new>
@@ -17,7 +18,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::size_t huge_page = std::size_t{2} << 20, small_step = std::size_t{64} << 10;
+constexpr std::size_t huge_page = std::size_t{2} << 20;
 constexpr std::chrono::milliseconds patience{3000};
 
 struct Block {
@@ -26,45 +27,18 @@ struct Block {
     Clock::time_point since;
 };
 
-// Blocks that wait are on a list, the longest waiting first. A thread that runs only while there are
-// any gives back those that nobody asked for in time.
-struct Pool {
-    std::mutex mutex;
-    std::list<Block> waiting;
-    std::unordered_map<void*, std::size_t> taken;
-    std::size_t waiting_bytes = 0, limit = 0;
-    bool watched = false;
+#if defined(__SANITIZE_ADDRESS__)  // which sees past the end of what its own allocator gave
+constexpr std::size_t small_step = 64, large_step = 64;
 
-    void drop_oldest() {
-        const Block block = waiting.front();
-        waiting.pop_front();
-        waiting_bytes -= block.bytes;
-        munmap(block.data, block.bytes);
-    }
-};
-
-// Never destroyed: tensors give their memory back until the very end of a process.
-Pool& pool() {
-    static Pool* const instance = [] {
-        // a process that forks must not leave the lock taken in its child, where no thread watches
-        pthread_atfork([] { pool().mutex.lock(); }, [] { pool().mutex.unlock(); },
-                       [] { pool().watched = false, pool().mutex.unlock(); });
-        return new Pool;
-    }();
-    return *instance;
+void* map_block(std::size_t bytes) {
+    void* const data = std::aligned_alloc(64, bytes);
+    if (!data) throw std::bad_alloc();
+    return data;
 }
 
-void watch() {
-    Pool& from = pool();
-    for (;;) {
-        std::this_thread::sleep_for(patience / 4);
-        const std::lock_guard<std::mutex> lock(from.mutex);
-        while (!from.waiting.empty() && Clock::now() - from.waiting.front().since > patience)
-            from.drop_oldest();
-        from.watched = !from.waiting.empty();
-        if (!from.watched) return;
-    }
-}
+void unmap(void* data, std::size_t) { std::free(data); }
+#else
+constexpr std::size_t small_step = std::size_t{64} << 10, large_step = huge_page;
 
 char* map_bytes(std::size_t bytes) {
     void* const mapped = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -85,10 +59,60 @@ void* map_block(std::size_t bytes) {
     return mapped + head;
 }
 
+void unmap(void* data, std::size_t bytes) { munmap(data, bytes); }
+#endif
+
+// Blocks that wait are on a list, the longest waiting first. A thread that runs only while there are
+// any gives back those that nobody asked for in time.
+struct Pool {
+    std::mutex mutex;
+    std::list<Block> waiting;
+    std::unordered_map<void*, std::size_t> taken;
+    std::size_t waiting_bytes = 0, limit = 0;
+    bool watched = false;
+
+    void drop_oldest() {
+        const Block block = waiting.front();
+        waiting.pop_front();
+        waiting_bytes -= block.bytes;
+        unmap(block.data, block.bytes);
+    }
+
+    // In a child that was forked, where no thread watches, and what waits is a copy of the parent's.
+    void start_anew() {
+        watched = false;
+        while (!waiting.empty()) drop_oldest();
+        mutex.unlock();
+    }
+};
+
+// Never destroyed: tensors give their memory back until the very end of a process.
+Pool& pool() {
+    static Pool* const instance = [] {
+        // a process that forks must not leave the lock taken in its child
+        pthread_atfork([] { pool().mutex.lock(); }, [] { pool().mutex.unlock(); },
+                       [] { pool().start_anew(); });
+        return new Pool;
+    }();
+    return *instance;
+}
+
+void watch() {
+    Pool& from = pool();
+    for (;;) {
+        std::this_thread::sleep_for(patience / 4);
+        const std::lock_guard<std::mutex> lock(from.mutex);
+        while (!from.waiting.empty() && Clock::now() - from.waiting.front().since > patience)
+            from.drop_oldest();
+        from.watched = !from.waiting.empty();
+        if (!from.watched) return;
+    }
+}
+
 }  // namespace
 
 void* take_block(std::size_t bytes) {
-    const std::size_t step = bytes < huge_page ? small_step : huge_page;
+    const std::size_t step = bytes < huge_page ? small_step : large_step;
     bytes = (bytes + step - 1) / step * step;
     Pool& from = pool();
     const std::lock_guard<std::mutex> lock(from.mutex);

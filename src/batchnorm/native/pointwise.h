@@ -111,7 +111,7 @@ BN_INLINE values<arithmetic<T>> upstream(const Place<T>& p, int64_t i, int count
             if (p.residual) z += read<Whole>(p.residual + i, count);
             g = differentiate<A>(g, z, options.activation, static_cast<A>(options.parameter));
         } else {
-            g = z > 0 ? g : values<A>{};
+            g = z <= 0 ? values<A>{} : g;
         }
     }
     return g;
