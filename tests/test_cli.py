@@ -93,11 +93,21 @@ def test_a_usage_error_has_status_2():
 
 def test_what_is_not_installed_is_said_in_one_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "typer", None)
+    monkeypatch.setattr(sys, "argv", ["batchnorm", "study"])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(cli.__file__)
     assert ended.value.code == 2
     said = 'batchnorm: typer is not installed: pip install "batchnorm[study]"\n'
     assert capsys.readouterr().err == said
+
+
+def test_env_needs_nothing_but_the_package(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "typer", None)
+    monkeypatch.setattr(sys, "argv", ["batchnorm", "env"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(cli.__file__)
+    assert not ended.value.code
+    assert "eager: ready" in capsys.readouterr().out
 
 
 def test_what_is_not_installed_for_a_verb_is_said_too(monkeypatch, tmp_path):

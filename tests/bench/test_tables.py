@@ -74,8 +74,10 @@ def test_markdown_has_the_main_cases_on_all_threads_and_the_figures():
     assert lines[0] == (
         "| 32x64x112x112 | NCHW | 103 | 1234 | 123x | 0.08x | 0.08x | 0.08x | 514% |"
     )
-    assert "| times the speed of `torch.nn`, over 16 MB | 123.4x |" in figures.splitlines()
-    assert {line.count("|") for line in figures.splitlines()} == {3}
+    assert (
+        "| times the speed of `torch.nn`, over 16 MB | 123.4x | 5x | 8x |" in figures.splitlines()
+    )
+    assert {line.count("|") for line in figures.splitlines()} == {5}
 
 
 def test_markdown_of_something_else_has_the_figures_alone():

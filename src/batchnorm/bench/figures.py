@@ -17,10 +17,27 @@ class Figure(NamedTuple):
     Attributes:
         name: Of what.
         value: As text, with its unit.
+        required: What it has to be at least, or at most.
+        aim: What it is meant to become.
     """
 
     name: str
     value: str
+    required: str = ""
+    aim: str = ""
+
+
+#: Required, and the aim, by how a figure's name begins.
+_WANTED = {
+    f"times the speed of `{BASE.name}`, over": ("5x", "8x"),
+    f"times the speed of `{BASE.name}`, 1 to": ("2x", "3x"),
+    "times the speed of `torch.compile`": ("5x", "8x"),
+    "times the speed of `jax`": ("5x", "8x"),
+    "time against the floor": ("1.15", "1.05"),
+    "time in bfloat16": ("0.6", "0.52"),
+    "slowest": ("1x", "1.3x"),
+    "largest error in float32": ("1e-06", "3e-07"),
+}
 
 
 def figures(rows: Sequence[Row]) -> list[Figure]:
@@ -65,7 +82,11 @@ def figures(rows: Sequence[Row]) -> list[Figure]:
         errors = [row.max_error for row in everything if row.dtype == dtype]
         worst = f"{max(errors):.1e}" if errors else ""
         found.append((f"largest error in {dtype}, of the largest value", worst))
-    return [Figure(name, value) for name, value in found if value]
+    return [Figure(name, value, *_wanted(name)) for name, value in found if value]
+
+
+def _wanted(name: str) -> tuple[str, str]:
+    return next((w for start, w in _WANTED.items() if name.startswith(start)), ("", ""))
 
 
 def mean(values: Iterable[float]) -> float:

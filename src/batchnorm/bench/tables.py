@@ -31,11 +31,12 @@ def terminal(rows: Sequence[Row]) -> RenderableType:
 
     order = sorted(rows, key=lambda row: (-row.threads, DTYPES.index(row.dtype), row.mode))
     tables = [part for _, group in groupby(order, key) for part in _terminal(list(group))]
-    summary = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=False)
+    summary = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     summary.add_column(ratio=1)
-    summary.add_column(justify="right", no_wrap=True)
+    for heading in ("", "required", "aim"):
+        summary.add_column(heading, justify="right", no_wrap=True)
     for figure in figures(rows):
-        summary.add_row(figure.name.replace("`", ""), figure.value)
+        summary.add_row(figure.name.replace("`", ""), *figure[1:])
     return Group(*tables, Text(_legend(rows), style="dim"), summary)
 
 
@@ -114,8 +115,8 @@ def markdown(rows: Sequence[Row]) -> str:
         )  # fmt: skip
     lines += [
         [],
-        [f"`{NATIVE.name}`: geometric means", ""],
-        ["---", "---:"],
+        [f"`{NATIVE.name}`, means over shapes are geometric", "", "required", "aim"],
+        ["---", "---:", "---:", "---:"],
         *(list(figure) for figure in figures(rows)),
     ]
     return "\n".join(f"| {' | '.join(line)} |" if line else "" for line in lines)

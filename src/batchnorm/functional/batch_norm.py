@@ -85,8 +85,9 @@ def batch_norm(
     Raises:
         ValueError: An argument has a value or a shape that cannot be, or the batch has one value
             per channel in training.
-        RuntimeError: A per-channel tensor has the wrong size; running statistics are missing in
-            inference; a backend was forced that cannot serve the call; or `inplace` cannot be.
+        RuntimeError: A per-channel tensor has the wrong size, or a tensor is on another device;
+            running statistics are missing in inference; a backend was forced that cannot serve the
+            call; or `inplace` cannot be.
         TypeError: `input` is complex or of an integer type.
 
     Example:

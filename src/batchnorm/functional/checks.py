@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal, NoReturn, get_args
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def check_batch(
     Raises:
         TypeError: `x` is not of a real floating-point type.
         ValueError: A shape or a setting cannot be.
-        RuntimeError: A per-channel tensor has the wrong size.
+        RuntimeError: A per-channel tensor has the wrong size, or one is on another device.
     """
     if not x.is_floating_point():
         raise TypeError(
@@ -69,14 +69,14 @@ def check_batch(
         if values is None:
             continue
         if values.device != device:
-            raise _elsewhere(name, values, x)
+            _refuse_elsewhere(name, values, x)
         if values.numel() != channels:
             raise RuntimeError(
                 f"{name} should contain {channels} elements not {values.numel()}: the input, of "
                 f"size {tuple(x.shape)}, has {channels} channels in dimension {form.channel_dim}"
             )
     if residual is not None and residual.device != device:
-        raise _elsewhere("residual", residual, x)
+        _refuse_elsewhere("residual", residual, x)
     if residual is not None and residual.shape != x.shape:
         raise ValueError(
             f"residual is of size {tuple(residual.shape)}: expected that of the input, "
@@ -108,8 +108,8 @@ def check_inplace(x: Tensor, *others: Tensor | None) -> None:
         )
 
 
-def _elsewhere(name: str, tensor: Tensor, x: Tensor) -> RuntimeError:
-    return RuntimeError(
+def _refuse_elsewhere(name: str, tensor: Tensor, x: Tensor) -> NoReturn:
+    raise RuntimeError(
         f"{name} is on {tensor.device}, but the input is on {x.device}: move one to the other, "
         f'as by layer.to("{x.device}")'
     )

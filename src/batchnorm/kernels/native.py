@@ -64,7 +64,7 @@ def release() -> int:
 
 
 def instructions() -> list[str]:
-    """Return the instruction sets that this processor can run, the one in use first.
+    """Return the instruction sets that this processor can run, the best, which is used, first.
 
     Example:
         >>> from batchnorm.kernels import native

@@ -125,7 +125,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
         Raises:
             ValueError: A shape cannot be, or the batch has one value per channel in training.
-            RuntimeError: A per-channel tensor has the wrong size, or `inplace` cannot be.
+            RuntimeError: A per-channel tensor has the wrong size, a tensor is on another device,
+                or `inplace` cannot be.
             TypeError: `input` is complex or of an integer type.
 
         Example:
