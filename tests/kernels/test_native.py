@@ -1,6 +1,7 @@
 """What is particular to the kernels in C++: layouts, threads, instruction sets, memory."""
 
-import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -249,6 +250,27 @@ def test_an_upstream_gradient_in_any_layout():
     torch.testing.assert_close(step(x, constant)[1].x, torch.zeros_like(x), rtol=0, atol=1e-6)
 
 
+FORK = """
+import os, torch, batchnorm as bn
+from batchnorm.kernels import native
+
+torch.set_num_threads(1)
+def output():
+    return bn.batch_norm(torch.randn({shape}), training=True)
+
+held = output()
+kept = held.clone()
+output()  # its memory waits
+child = os.fork()
+if child == 0:  # what waited is the parent's
+    good = native.release() == 0 and not torch.equal(output(), output())
+    os._exit(0 if good and native.release() > 0 else 1)
+assert os.waitpid(child, 0)[1] == 0
+assert torch.equal(held, kept)
+assert native.release() > 0
+"""
+
+
 class TestMemory:
     """Large results lie in recycled memory."""
 
@@ -305,17 +327,9 @@ class TestMemory:
         time.sleep(4.5)
         assert native.release() == 0
 
-    @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of Python 3.12
     def test_a_forked_process_has_memory_of_its_own(self):
-        held = self.output()
-        kept = held.clone()
-        self.output()  # waits
-        child = os.fork()
-        if child == 0:  # what waited is the parent's
-            good = native.release() == 0 and not torch.equal(self.output(), self.output())
-            os._exit(0 if good and native.release() > 0 else 1)
-        assert os.waitpid(child, 0)[1] == 0
-        assert torch.equal(held, kept)
+        script = FORK.format(shape=self.shape)
+        subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=60)
 
     def test_fresh_results_are_poisoned_where_torch_poisons_them(self):
         assert native._output(torch.zeros(self.shape)).isnan().all()
