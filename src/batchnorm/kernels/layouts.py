@@ -93,12 +93,8 @@ def steps_in(
 @lru_cache(maxsize=4096)
 def is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     """Return whether a tensor fills the memory that it spans, each place once."""
-    expected = 1
-    for step, size in sorted((step, n) for n, step in zip(shape, strides, strict=True) if n > 1):
-        if step != expected:
-            return False
-        expected *= size
-    return 0 not in shape
+    reach = sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) + 1
+    return 0 not in shape and reach == math.prod(shape) and is_apart(shape, strides)
 
 
 def is_apart(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:

@@ -168,7 +168,7 @@ class Native:
         """Return y."""
         x, mean, inverse_std, weight, bias, residual, mask, form = given
         batch = _seen(x, form)
-        y, weight, bias, residual, mask = _target(x, out, weight, bias, residual, mask)
+        y, weight, bias, residual, mask = _target(x, out, batch, weight, bias, residual, mask)
         statistics = (_wide(mean), _wide(inverse_std), None)
         _forward(batch, x, y, weight, bias, residual, mask, statistics, None)
         return _written(y, out)
@@ -187,7 +187,8 @@ class Native:
         x, form = given.x, given.form
         # what is given was divided by the counts already
         batch = _seen(x, form._replace(correction=0))
-        dx, dresidual = _output(x), _output(x) if form.activation is not None else None
+        dx = _output(x, batch)
+        dresidual = _output(x, batch) if form.activation is not None else None
         sums = None if through is None else (_wide(through[0]), _wide(through[1]))
         count = None if through is None else 1.0
         _backward(batch, dy, given, dx, dresidual, sums, count, reduce=False)
@@ -207,9 +208,9 @@ class Native:
         """Return y and what normalized it."""
         batch = _seen(x, form)
         if out is None:
-            y = _recycled(x) if batch.recycled else torch.empty_like(x)
+            y = _output(x, batch)
         else:
-            y, weight, bias, residual, mask = _target(x, out, weight, bias, residual, mask)
+            y, weight, bias, residual, mask = _target(x, out, batch, weight, bias, residual, mask)
         mean, inverse_std = torch.empty_like(batch.numbers), torch.empty_like(batch.numbers)
         m2 = torch.empty_like(mean) if running is None else None
         moments = None
@@ -229,9 +230,9 @@ class Native:
         through_z = needs.residual and form.activation is not None
         dx = dresidual = dweight = dbias = None
         if needs.x or through_z:
-            dx = _recycled(x) if batch.recycled else torch.empty_like(x)
+            dx = _output(x, batch)
         if through_z:
-            dresidual = _recycled(x) if batch.recycled else torch.empty_like(x)
+            dresidual = _output(x, batch)
         if reduce:
             kind = weight.dtype if weight is not None else _WIDE
             kind = kind if kind in _RUNNING_TYPES else _WIDE
@@ -347,6 +348,7 @@ def _backward(
 def _target(
     x: Tensor,
     out: Tensor | None,
+    batch: _Batch,
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
@@ -358,7 +360,7 @@ def _target(
     but over nothing of which one place is read for another.
     """
     if out is None or not is_same_view(x, out):
-        return _output(x), weight, bias, residual, mask
+        return _output(x, batch), weight, bias, residual, mask
     if residual is not None and not is_same_view(x, residual):
         residual = _apart(x, residual)
     return x, _apart(x, weight), _apart(x, bias), residual, _apart(x, mask)
@@ -433,14 +435,10 @@ def _positions(mask: Tensor, x: Tensor, view: View) -> Tensor:
     return ordered.to(_WIDE if x.dtype == _WIDE else torch.float32).contiguous()
 
 
-def _output(x: Tensor) -> Tensor:
+def _output(x: Tensor, batch: _Batch) -> Tensor:
     """Return an uninitialized tensor like x: if large, in recycled memory."""
-    large = x.numel() * x.element_size() >= _POOLED_FROM
-    return _recycled(x) if large and is_dense(x.shape, x.stride()) else torch.empty_like(x)
-
-
-def _recycled(x: Tensor) -> Tensor:
-    """Return an uninitialized tensor like x, which is dense, in memory that was used before."""
+    if not batch.recycled:
+        return torch.empty_like(x)
     try:
         capsule = _native.make_capsule(_TYPES[x.dtype], x.shape, x.stride())
     except MemoryError:  # or no more mappings: the allocator says it best, if it has none either

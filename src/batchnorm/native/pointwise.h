@@ -66,6 +66,30 @@ template <class A> BN_INLINE values<A> present(values<A> x, values<A> w, integer
     return *absent ? values<A>{} : x;
 }
 
+// x - near, where padding is read as 0.
+template <class T, Variant V, bool Planar, bool Whole>
+BN_INLINE values<arithmetic<T>> distance_at(const Place<T>& p, int64_t i, int count,
+                                            const Channel<arithmetic<T>>& k,
+                                            integers<arithmetic<T>>* absent) {
+    auto x = read<Whole>(p.x + i, count);
+    if constexpr (V == Variant::general)
+        if (p.w) x = present<arithmetic<T>>(x, weights<T, Planar, Whole>(p, i, count), absent);
+    return x - k.near;
+}
+
+// z, the input of the activation.
+template <class T, Variant V, bool Whole>
+BN_INLINE values<arithmetic<T>> preactivation(const Place<T>& p, int64_t i, int count,
+                                              const Channel<arithmetic<T>>& k,
+                                              values<arithmetic<T>> distance) {
+    auto z = distance * k.scale + k.shift;
+    if constexpr (V == Variant::none_residual || V == Variant::relu_residual)
+        z += read<Whole>(p.residual + i, count);
+    if constexpr (V == Variant::general)
+        if (p.residual) z += read<Whole>(p.residual + i, count);
+    return z;
+}
+
 // y = activation((x - near) * scale + shift + residual)
 template <class T, Variant V, bool Planar> struct Normalize {
     using Type = T;
@@ -74,20 +98,12 @@ template <class T, Variant V, bool Planar> struct Normalize {
 
     template <bool Whole, bool Streamed>
     BN_INLINE void at(const Place<T>& p, int64_t i, int count, const Channel<A>& k) const {
-        auto x = read<Whole>(p.x + i, count);
-        if constexpr (V == Variant::general)
-            if (p.w) {
-                integers<A> absent;
-                x = present<A>(x, weights<T, Planar, Whole>(p, i, count), &absent);
-            }
-        auto z = (x - k.near) * k.scale + k.shift;
-        if constexpr (V == Variant::none_residual || V == Variant::relu_residual)
-            z += read<Whole>(p.residual + i, count);
+        integers<A> absent;
+        const auto distance = distance_at<T, V, Planar, Whole>(p, i, count, k, &absent);
+        auto z = preactivation<T, V, Whole>(p, i, count, k, distance);
         if constexpr (V == Variant::relu || V == Variant::relu_residual) z = relu<A>(z);
-        if constexpr (V == Variant::general) {
-            if (p.residual) z += read<Whole>(p.residual + i, count);
+        if constexpr (V == Variant::general)
             z = activate<A>(z, options.activation, static_cast<A>(options.parameter));
-        }
         write<Whole, Streamed>(p.out + i, z, count);
     }
 };
@@ -99,22 +115,13 @@ BN_INLINE values<arithmetic<T>> upstream(const Place<T>& p, int64_t i, int count
                                          values<arithmetic<T>>* distance,
                                          integers<arithmetic<T>>* absent) {
     using A = arithmetic<T>;
-    auto x = read<Whole>(p.x + i, count);
-    auto g = read<Whole>(p.dy + i, count);
+    const auto g = read<Whole>(p.dy + i, count);
+    *distance = distance_at<T, V, Planar, Whole>(p, i, count, k, absent);
+    if constexpr (V == Variant::none) return g;
+    const auto z = preactivation<T, V, Whole>(p, i, count, k, *distance);
     if constexpr (V == Variant::general)
-        if (p.w) x = present<A>(x, weights<T, Planar, Whole>(p, i, count), absent);
-    *distance = x - k.near;
-    if constexpr (V != Variant::none) {
-        auto z = *distance * k.scale + k.shift;
-        if constexpr (V == Variant::relu_residual) z += read<Whole>(p.residual + i, count);
-        if constexpr (V == Variant::general) {
-            if (p.residual) z += read<Whole>(p.residual + i, count);
-            g = differentiate<A>(g, z, options.activation, static_cast<A>(options.parameter));
-        } else {
-            g = z <= 0 ? values<A>{} : g;
-        }
-    }
-    return g;
+        return differentiate<A>(g, z, options.activation, static_cast<A>(options.parameter));
+    else return z <= 0 ? values<A>{} : g;
 }
 
 // dx = g * scale + w * (offset + (x - near) * slope), and dresidual = g where it is wanted
