@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from batchnorm.functional.surroundings import is_traced_or_transformed, is_transformed
-from batchnorm.kernels import DIFFERENTIABLE, Backend, Form, Given, Gradients, Needs
-from batchnorm.moments import Moments
+from batchnorm.kernels import DIFFERENTIABLE, Backend, Form, Found, Given, Gradients, Needs
+from batchnorm.kernels.plain import Plain
 
 
 def is_recorded(*inputs: Tensor | None) -> bool:
@@ -23,30 +23,31 @@ def is_recorded(*inputs: Tensor | None) -> bool:
 
 
 class Call:
-    """What a call of the layer was made with, and what it found, beside the inputs of the graph."""
+    """What a call of the layer found, and with what, beside the inputs of the graph.
 
-    __slots__ = ("backend", "count", "form", "inverse_std", "mask", "mean", "moments", "running")
+    `Plain` is the same of a plain call.
+    """
 
-    mean: Tensor
-    inverse_std: Tensor
-    count: Tensor | float | None
-    moments: Moments | None
+    __slots__ = ("_statistics", "backend", "count", "form", "mask", "y")
 
-    def __init__(
-        self,
-        backend: Backend,
-        form: Form,
-        running: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
-    ) -> None:
-        self.backend, self.form, self.running, self.mask = backend, form, running, mask
+    y: Tensor | None
+
+    def __init__(self, found: Found, backend: Backend, form: Form, mask: Tensor | None) -> None:
+        self.y, self.backend, self.form, self.mask = found.y, backend, form, mask
+        self.count = None if found.moments is None else found.moments.count
+        self._statistics = found.mean, found.inverse_std
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Return mean and inverse_std, (C,)."""
+        return self._statistics
 
 
 class BatchNormNode(torch.autograd.Function):
     """The whole layer, which keeps x and two numbers a channel.
 
-    Nothing that is kept is a buffer, so that a later forward may update those. What is no input of
-    the graph goes in and out by the `Call`, for every argument of a node takes its time.
+    Nothing that is kept is a buffer, so that a later forward may update those. y was computed
+    before, and what is no input of the graph comes in the `Call`, for every argument of a node
+    takes its time.
     """
 
     @staticmethod
@@ -56,31 +57,37 @@ class BatchNormNode(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         residual: Tensor | None,
-        call: Call,
+        call: Call | Plain,
     ) -> Tensor:
         """Return y."""
-        form, running = call.form, call.running
-        y, moments, call.mean, call.inverse_std = call.backend.forward(
-            x, weight, bias, residual, call.mask, form, running
-        )
-        call.moments, call.running = moments, None
-        call.count = None if moments is None else moments.count
+        kept = x, weight, bias, residual if call.form.activation else None  # z's alone
+        mask, y = call.mask, call.y
+        ctx.save_for_backward(*kept if mask is None else (*kept, mask))
         ctx.call = call
-        kept = x, weight, bias, residual if form.activation else None  # z's alone
-        ctx.save_for_backward(*kept if call.mask is None else (*kept, call.mask))
-        call.mask = None
+        call.mask = call.y = None  # the graph keeps none but what it knows of
+        assert y is not None
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of what `forward` took."""
-        call: Call = ctx.call
+        call: Call | Plain = ctx.call
         x, weight, bias, residual, *masks = ctx.saved_tensors
-        mask = masks[0] if masks else None
-        given = Given(x, call.mean, call.inverse_std, weight, bias, residual, mask, call.form)
-        backend = DIFFERENTIABLE if is_traced_or_transformed() else call.backend
         needs = Needs._make(ctx.needs_input_grad[:4])
+        watched = is_traced_or_transformed()
+        if isinstance(call, Plain) and not watched and not torch.is_grad_enabled():
+            found = call.backward(dy, x, weight, bias, residual, needs)
+            if found is not None:
+                return *found, None
+        mask = masks[0] if masks else None
+        given = Given(x, *call.statistics(), weight, bias, residual, mask, call.form)
+        backend = DIFFERENTIABLE if watched else call.backend
         return *gradients(backend.backward, dy, given, call.count, needs), None
+
+
+# `BatchNormNode.apply` asks for transforms and looks for what is left of them, which takes as long
+# as the rest of it; a plain call is under none, and was not given any.
+apply_plainly: Callable[..., Tensor] = super(torch.autograd.Function, BatchNormNode).apply
 
 
 def gradients(

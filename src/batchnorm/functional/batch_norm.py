@@ -9,7 +9,7 @@ from torch import Tensor
 
 from batchnorm import kernels
 from batchnorm.functional import operators
-from batchnorm.functional.autograd import BatchNormNode, Call, is_recorded
+from batchnorm.functional.autograd import BatchNormNode, Call, apply_plainly, is_recorded
 from batchnorm.functional.checks import (
     OnSmallBatch,
     check_batch,
@@ -17,7 +17,7 @@ from batchnorm.functional.checks import (
     check_on_small_batch,
 )
 from batchnorm.functional.surroundings import in_backward, is_compiling, is_traced_or_transformed
-from batchnorm.kernels import DIFFERENTIABLE, Activation, Form, native
+from batchnorm.kernels import DIFFERENTIABLE, Activation, Form, native, plain
 from batchnorm.moments import Moments
 
 T = TypeVar("T", Tensor, Tensor | None)
@@ -101,6 +101,16 @@ def batch_norm(
     """
     check_on_small_batch(on_small_batch)
     form = Form(channel_dim, eps, correction, Activation.parse(activation))
+    if mask is None and not inplace and not is_traced_or_transformed():
+        again = in_backward()  # a checkpoint's
+        running = (None, None) if training and again else (running_mean, running_var)
+        found = plain.forward(
+            input, residual, weight, bias, running, training, momentum, num_batches_tracked, form
+        )
+        if found is not None:
+            if is_recorded(input, weight, bias, residual):
+                return apply_plainly(input, weight, bias, residual, found)
+            return found.y
     values, mask = check_batch(
         input, running_mean, running_var, weight, bias, residual, mask, training, form
     )
@@ -188,10 +198,11 @@ def normalize(
         return found.y, found.moments
     backend = kernels.choose(x, form, residual)
     if recorded:
-        call = Call(backend, form, running, mask)
+        with torch.no_grad():
+            found = backend.forward(x, weight, bias, residual, mask, form, running)
+        call = Call(found, backend, form, mask)
         y = BatchNormNode.apply(x, weight, bias, residual, call)  # type: ignore[no-untyped-call]
-        moments, call.moments = call.moments, None  # the graph keeps none
-        return y, moments
+        return y, found.moments
     found = backend.forward(x, weight, bias, residual, mask, form, running, out)
     return found.y, found.moments
 

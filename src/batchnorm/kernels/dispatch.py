@@ -25,9 +25,10 @@ VARIABLE = "BATCHNORM_BACKEND"
 DIFFERENTIABLE = Eager()
 
 _EAGER = Eager(in_place=True)
-_NATIVE = Native()
+#: The kernels in C++.
+NATIVE = Native()
 #: The preferred one first.
-_BACKENDS: dict[str, Backend] = {_NATIVE.name: _NATIVE, _EAGER.name: _EAGER}
+_BACKENDS: dict[str, Backend] = {NATIVE.name: NATIVE, _EAGER.name: _EAGER}
 _forced: ContextVar[str | None] = ContextVar("batchnorm_backend", default=None)
 _log = logging.getLogger("batchnorm")
 
@@ -94,6 +95,11 @@ def choose(x: Tensor, form: Form, residual: Tensor | None = None) -> Backend:
             return candidate
         _say_once(candidate.name, reason)
     return _EAGER
+
+
+def is_served_by_native() -> bool:
+    """Return whether `choose` tries the backend `native` first."""
+    return (_forced.get() or _from_environment() or next(iter(_BACKENDS))) == NATIVE.name
 
 
 def _refusal(backend: Backend, x: Tensor, form: Form, residual: Tensor | None) -> str | None:

@@ -1,7 +1,7 @@
 """The four steps in C++, for tensors on the CPU: see `src/batchnorm/native`.
 
 A batch costs the kernels a few microseconds to ask about, which is much where it is small: so what
-batches of one shape and layout have in common is found once, see `_Batch`.
+batches of one shape and layout have in common is found once, see `Batch`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ POOL_VARIABLE = "BATCHNORM_POOL_MB"
 _POOL_MB = 1024
 _POOLED_FROM = 256 << 10  # bytes; smaller results are the allocator's
 
-_TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+#: The types that the kernels take, by their numbers there.
+TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 _ACTIVATIONS: dict[str | None, int] = {None: 0, **{n: i for i, n in enumerate(NAMES, start=1)}}
 _WIDE = torch.float64
 _RUNNING_TYPES = (torch.float32, _WIDE)
@@ -80,10 +81,15 @@ def takes(x: Tensor) -> bool:
     Unlike `Native.supports`, a compiler can trace it.
     """
     dense = x.device.type == "cpu" and x.layout is torch.strided
-    return _native is not None and dense and x.dtype in _TYPES
+    return _native is not None and dense and x.dtype in TYPES
 
 
-class _Batch(NamedTuple):
+def reads_tensors() -> bool:
+    """Return whether the kernels can be given tensors, which a plain call does."""
+    return _native is not None and bool(_native.meet(Tensor, torch.nn.Parameter))
+
+
+class Batch(NamedTuple):
     """What batches of one shape, layout and type have in common, in calls of one form.
 
     Attributes:
@@ -91,6 +97,7 @@ class _Batch(NamedTuple):
         steps: From outer position to outer position, and from channel to channel.
         plan: The kernels, set up for them.
         numbers: A tensor of a number a channel, for others to be made like it.
+        dense: Whether they fill the memory that they span, so that results lie as they do.
         recycled: Whether results like them lie in recycled memory.
     """
 
@@ -98,22 +105,24 @@ class _Batch(NamedTuple):
     steps: tuple[int, int]
     plan: Any
     numbers: Tensor
+    dense: bool
     recycled: bool
 
 
 @lru_cache(maxsize=4096)
-def _batch(
+def batch_of(
     shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, form: Form
-) -> _Batch | None:
+) -> Batch | None:
     """Return what is needed of such batches, or None if the kernels do not take them."""
-    view = view_of(shape, strides, form.channel_dim)
+    rank = len(shape)
+    view = view_of(shape, strides, form.channel_dim) if -rank <= form.channel_dim < rank else None
     steps = None if view is None else steps_in(shape, strides, view)
     if view is None or steps is None:
         return None
     activation = form.activation
     plan = _native.Plan(
         view.planar,
-        _TYPES[dtype],
+        TYPES[dtype],
         view.N,
         view.C,
         view.S,
@@ -121,14 +130,18 @@ def _batch(
         0.0 if activation is None or activation.parameter is None else activation.parameter,
         form.eps,
         form.correction,
+        shape,
+        strides,
+        *steps,
     )
     large = math.prod(shape) * dtype.itemsize >= _POOLED_FROM
     numbers = torch.empty(view.C, dtype=_WIDE, device="cpu")
-    return _Batch(view, steps, plan, numbers, large and is_dense(shape, strides))
+    dense = is_dense(shape, strides)
+    return Batch(view, steps, plan, numbers, dense, large and dense)
 
 
-def _seen(x: Tensor, form: Form) -> _Batch:
-    found = _batch(x.shape, x.stride(), x.dtype, form)
+def _seen(x: Tensor, form: Form) -> Batch:
+    found = batch_of(x.shape, x.stride(), x.dtype, form)
     if found is None:
         raise ValueError("a batch that native does not support")
     return found
@@ -147,13 +160,13 @@ class Native:
         """Return why it cannot take this batch, or None if it can."""
         if not x.is_cpu or x.layout is not torch.strided:
             return f"it takes dense tensors on the CPU, not {x.layout} on {x.device.type}"
-        if x.dtype not in _TYPES:
+        if x.dtype not in TYPES:
             return f"it does not take {x.dtype}"
         if x.is_neg():
             return "it does not take a tensor whose sign is pending"
         if type(x) is not Tensor and not isinstance(x, torch.nn.Parameter):
             return f"it does not look into {type(x).__name__}"
-        if _batch(x.shape, x.stride(), x.dtype, form) is None:
+        if batch_of(x.shape, x.stride(), x.dtype, form) is None:
             return "neither the channels nor the positions are contiguous in memory"
         return None
 
@@ -187,8 +200,8 @@ class Native:
         x, form = given.x, given.form
         # what is given was divided by the counts already
         batch = _seen(x, form._replace(correction=0))
-        dx = _output(x, batch)
-        dresidual = _output(x, batch) if form.activation is not None else None
+        dx = output_like(x, batch)
+        dresidual = output_like(x, batch) if form.activation is not None else None
         sums = None if through is None else (_wide(through[0]), _wide(through[1]))
         count = None if through is None else 1.0
         _backward(batch, dy, given, dx, dresidual, sums, count, reduce=False)
@@ -208,7 +221,7 @@ class Native:
         """Return y and what normalized it."""
         batch = _seen(x, form)
         if out is None:
-            y = _output(x, batch)
+            y = output_like(x, batch)
         else:
             y, weight, bias, residual, mask = _target(x, out, batch, weight, bias, residual, mask)
         mean, inverse_std = torch.empty_like(batch.numbers), torch.empty_like(batch.numbers)
@@ -230,14 +243,11 @@ class Native:
         through_z = needs.residual and form.activation is not None
         dx = dresidual = dweight = dbias = None
         if needs.x or through_z:
-            dx = _output(x, batch)
+            dx = output_like(x, batch)
         if through_z:
-            dresidual = _output(x, batch)
+            dresidual = output_like(x, batch)
         if reduce:
-            kind = weight.dtype if weight is not None else _WIDE
-            kind = kind if kind in _RUNNING_TYPES else _WIDE
-            dweight = torch.empty_like(given.mean, dtype=kind)
-            dbias = torch.empty_like(dweight)
+            dweight, dbias = gradient_like(weight, batch), gradient_like(given.bias, batch)
         number = None if count is None or not reduce else float(count)
         _backward(batch, dy, given, dx, dresidual, None, number, reduce, dweight, dbias)
         return Gradients(
@@ -270,7 +280,7 @@ def follow(
         return False
     _native.follow(
         float(moments.count), mean.numel(), own.data_ptr(), m2.data_ptr(),
-        mean.data_ptr(), var.data_ptr(), _TYPES[mean.dtype],
+        mean.data_ptr(), var.data_ptr(), TYPES[mean.dtype],
         math.nan if momentum is None else momentum, 0 if tracked is None else tracked.data_ptr(),
     )  # fmt: skip
     torch.autograd.graph.increment_version((mean, var) if tracked is None else (mean, var, tracked))
@@ -278,7 +288,7 @@ def follow(
 
 
 def _forward(
-    batch: _Batch,
+    batch: Batch,
     x: Tensor,
     y: Tensor | None,
     weight: Tensor | None,
@@ -296,7 +306,7 @@ def _forward(
     mean, inverse_std, m2 = statistics
     running_mean, running_var = (None, None) if running is None else running
     if running_mean is not None and running_var is not None:
-        if running_mean.dtype is not running_var.dtype or running_mean.dtype not in _TYPES:
+        if running_mean.dtype is not running_var.dtype or running_mean.dtype not in TYPES:
             running_mean, running_var = running_mean.to(_WIDE), running_var.to(_WIDE)
         running_mean, running_var = running_mean.contiguous(), running_var.contiguous()
     strides = x.stride()
@@ -311,7 +321,7 @@ def _forward(
 
 
 def _backward(
-    batch: _Batch,
+    batch: Batch,
     dy: Tensor,
     given: Given,
     dx: Tensor | None,
@@ -348,7 +358,7 @@ def _backward(
 def _target(
     x: Tensor,
     out: Tensor | None,
-    batch: _Batch,
+    batch: Batch,
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
@@ -360,7 +370,7 @@ def _target(
     but over nothing of which one place is read for another.
     """
     if out is None or not is_same_view(x, out):
-        return _output(x, batch), weight, bias, residual, mask
+        return output_like(x, batch), weight, bias, residual, mask
     if residual is not None and not is_same_view(x, residual):
         residual = _apart(x, residual)
     return x, _apart(x, weight), _apart(x, bias), residual, _apart(x, mask)
@@ -381,12 +391,18 @@ def _written(y: Tensor, out: Tensor | None) -> Tensor:
     return out
 
 
+def gradient_like(parameter: Tensor | None, batch: Batch) -> Tensor:
+    """Return an uninitialized gradient of weight or bias, in a type that the kernels write."""
+    kept = parameter is not None and parameter.dtype in _RUNNING_TYPES and parameter.ndim == 1
+    return torch.empty_like(parameter if kept else batch.numbers)
+
+
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
 def _type(tensor: Tensor | None) -> int:
-    return 1 if tensor is None else _TYPES[tensor.dtype]
+    return 1 if tensor is None else TYPES[tensor.dtype]
 
 
 def _wide(values: Tensor) -> Tensor:
@@ -398,13 +414,13 @@ def _wide(values: Tensor) -> Tensor:
 
 
 def _per_channel(values: Tensor | None) -> Tensor | None:
-    if values is None or (values.is_contiguous() and values.dtype in _TYPES):
+    if values is None or (values.is_contiguous() and values.dtype in TYPES):
         return values
-    return values.to(values.dtype if values.dtype in _TYPES else _WIDE).contiguous()
+    return values.to(values.dtype if values.dtype in TYPES else _WIDE).contiguous()
 
 
 def _operand(
-    tensor: Tensor | None, strides: tuple[int, ...], batch: _Batch
+    tensor: Tensor | None, strides: tuple[int, ...], batch: Batch
 ) -> tuple[int, int, int]:
     """Return the address and the two steps of a tensor in the shape of the batch.
 
@@ -418,7 +434,7 @@ def _operand(
     return tensor.data_ptr(), *steps
 
 
-def _fitting(tensor: Tensor, x: Tensor, batch: _Batch) -> Tensor:
+def _fitting(tensor: Tensor, x: Tensor, batch: Batch) -> Tensor:
     """Return a tensor, or a copy of it that collapses as the batch does."""
     if steps_in(tensor.shape, tensor.stride(), batch.view) is None or tensor.is_neg():
         return torch.empty_like(x).copy_(tensor)
@@ -435,12 +451,12 @@ def _positions(mask: Tensor, x: Tensor, view: View) -> Tensor:
     return ordered.to(_WIDE if x.dtype == _WIDE else torch.float32).contiguous()
 
 
-def _output(x: Tensor, batch: _Batch) -> Tensor:
+def output_like(x: Tensor, batch: Batch) -> Tensor:
     """Return an uninitialized tensor like x: if large, in recycled memory."""
     if not batch.recycled:
         return torch.empty_like(x)
     try:
-        capsule = _native.make_capsule(_TYPES[x.dtype], x.shape, x.stride())
+        capsule = _native.make_capsule(TYPES[x.dtype], x.shape, x.stride())
     except MemoryError:  # or no more mappings: the allocator says it best, if it has none either
         return torch.empty_like(x)
     result: Tensor = torch.utils.dlpack.from_dlpack(capsule)

@@ -1,10 +1,15 @@
-// What Python sees: addresses, steps and sizes go in, numbers come out. The checks are in Python.
+// What Python sees: addresses, steps and sizes go in, numbers come out, and the checks are in Python.
+// The plain calls take tensors instead, and check them.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "buffers.h"
@@ -61,17 +66,62 @@ bool move(A* means, A* vars, Integer C, const double* mean, const double* m2, do
 
 // running += (batch - running) * rate, by the m2 of `count` values; see update_running in
 // functional/batch_norm.py. A momentum of NaN averages over all batches.
-void follow(double count, Integer C, Address batch_mean, Address batch_m2, Address running_mean,
-            Address running_var, int running_type, double momentum, Address tracked) {
-    const double* const mean = pointer<double>(batch_mean);
-    const double* const m2 = pointer<double>(batch_m2);
+void follow(double count, Integer C, const double* mean, const double* m2, void* running_mean,
+            void* running_var, Type running_type, double momentum, Integer* tracked) {
     if (!(count > 1)) return;
-    const double rate = tracked && std::isnan(momentum) ? 1.0 / (*pointer<Integer>(tracked) + 1) : momentum;
-    const bool moved = running_type == static_cast<int>(Type::float32)
-        ? move(pointer<float>(running_mean), pointer<float>(running_var), C, mean, m2, rate, 1 / (count - 1))
-        : move(pointer<double>(running_mean), pointer<double>(running_var), C, mean, m2, rate, 1 / (count - 1));
-    if (moved && tracked) *pointer<Integer>(tracked) += 1;
+    const double rate = tracked && std::isnan(momentum) ? 1.0 / (*tracked + 1) : momentum;
+    const auto moved = [&](auto* means) {
+        return move(means, static_cast<decltype(means)>(running_var), C, mean, m2, rate, 1 / (count - 1));
+    };
+    if (running_type == Type::float32 ? moved(static_cast<float*>(running_mean))
+                                      : moved(static_cast<double*>(running_mean)))
+        if (tracked) *tracked += 1;
 }
+
+void follow_addresses(double count, Integer C, Address mean, Address m2, Address running_mean,
+                      Address running_var, int running_type, double momentum, Address tracked) {
+    follow(count, C, pointer<double>(mean), pointer<double>(m2), pointer<void>(running_mean),
+           pointer<void>(running_var), static_cast<Type>(running_type), momentum,
+           pointer<Integer>(tracked));
+}
+
+// What a plain call of C channels was given for each, read from a tensor or None.
+bool read_channels(nb::handle object, Integer C, PerChannel& values) {
+    if (object.is_none()) return true;
+    dlpack::Tensor tensor;
+    if (!describe(object.ptr(), tensor) || !type_of(tensor, values.type)) return false;
+    if (tensor.ndim != 1 || tensor.shape[0] != C || (C > 1 && tensor.strides[0] != 1)) return false;
+    values.data = tensor.data;
+    return true;
+}
+
+bool read_counter(nb::handle object, Integer*& counter) {
+    if (object.is_none()) return true;
+    dlpack::Tensor tensor;
+    if (!describe(object.ptr(), tensor) || tensor.ndim != 0) return false;
+    if (tensor.dtype.code != dlpack::integer || tensor.dtype.bits != 64) return false;
+    counter = static_cast<Integer*>(tensor.data);
+    return true;
+}
+
+bool is_float(Type type) { return type == Type::float32 || type == Type::float64; }
+
+// What a plain call found, for its backward pass: two numbers a channel.
+struct Statistics {
+    explicit Statistics(Integer C) : C(C), numbers(2 * C) {}
+
+    double* mean() { return numbers.data(); }
+    double* inverse_std() { return mean() + C; }
+
+    void copy(Address to_mean, Address to_inverse_std) {
+        std::copy_n(mean(), C, pointer<double>(to_mean));
+        std::copy_n(inverse_std(), C, pointer<double>(to_inverse_std));
+    }
+
+    Integer C;
+    bool of_batch = false;  // or running ones
+    std::vector<double> numbers;
+};
 
 // What does not change from call to call on batches of one shape.
 struct Plan {
@@ -80,15 +130,21 @@ struct Plan {
     Integer N, C, S;
     int activation;
     double parameter, eps, correction;
+    std::vector<Integer> shape, strides;
+    Integer outer, inner;  // the steps of the batch itself
 
-    void fill(Call& call, int threads, Address mask, Address weight, int weight_type, Address bias,
-              int bias_type, Address mean, Address inverse_std) const {
+    void fill(Call& call, int threads) const {
         call.type = static_cast<Type>(type);
         call.planar = planar;
         call.N = N, call.C = C, call.S = S;
         call.threads = threads;
         call.activation = static_cast<Activation>(activation);
         call.parameter = parameter;
+    }
+
+    void fill(Call& call, int threads, Address mask, Address weight, int weight_type, Address bias,
+              int bias_type, Address mean, Address inverse_std) const {
+        fill(call, threads);
         call.mask = pointer<const void>(mask);
         call.weight = per_channel(weight, weight_type);
         call.bias = per_channel(bias, bias_type);
@@ -148,17 +204,105 @@ struct Plan {
         for (Integer c = 0; c < C && dbias; ++c)
             put(pointer<void>(dbias), static_cast<Type>(dbias_type), c, call.sum_g[c]);
     }
+
+    // Read a tensor, or None, of the type and the shape of the batch that lies in memory as it does.
+    bool read(nb::handle object, Tensor& values) const {
+        if (object.is_none()) return true;
+        dlpack::Tensor tensor;
+        Type own;
+        if (!describe(object.ptr(), tensor) || !type_of(tensor, own)) return false;
+        if (own != static_cast<Type>(type) || tensor.ndim != static_cast<int>(shape.size())) return false;
+        for (std::size_t d = 0; d < shape.size(); ++d)
+            if (tensor.shape[d] != shape[d] || (shape[d] > 1 && tensor.strides[d] != strides[d])) return false;
+        values = {tensor.data, outer, inner};
+        return true;
+    }
+
+    // Writes y, where nothing has to be converted, copied or refused first; else does nothing and
+    // returns null. With `training` the batch's moments normalize, and the running ones follow them,
+    // where they are given. A momentum of NaN averages over all batches.
+    std::unique_ptr<Statistics> forward_plain(int threads, nb::handle x, nb::handle y, nb::handle residual,
+                                              nb::handle weight, nb::handle bias, nb::handle running_mean,
+                                              nb::handle running_var, bool training, double momentum,
+                                              nb::handle tracked) const {
+        Forward call;
+        PerChannel means, vars;
+        Integer* counter = nullptr;
+        if (!read(x, call.x) || !read(y, call.y) || !read(residual, call.residual) ||
+            !read_channels(weight, C, call.weight) || !read_channels(bias, C, call.bias) ||
+            !read_channels(running_mean, C, means) || !read_channels(running_var, C, vars) ||
+            !read_counter(tracked, counter))
+            return nullptr;
+        if (!means.data != !vars.data || means.type != vars.type || (!training && !means.data)) return nullptr;
+        if (training && means.data && !is_float(means.type)) return nullptr;
+        if (N * S < (training ? 2 : 1) || !(training ? eps > 0 : eps >= 0)) return nullptr;
+        if (training && means.data && std::isnan(momentum) && !counter) return nullptr;
+        fill(call, threads);
+        auto found = std::make_unique<Statistics>(C);
+        double count = static_cast<double>(N * S);
+        found->of_batch = call.collect = training;
+        call.eps = eps, call.correction = correction;
+        call.mean = found->mean(), call.inverse_std = found->inverse_std();
+        std::vector<double> m2(training ? C : 0);
+        call.m2 = m2.data();
+        call.count = &count;
+        if (!training) call.running_mean = means, call.running_var = vars;
+        let_others_run(call, [&] { kernels().forward(call); });
+        if (training && means.data)
+            follow(count, C, call.mean, call.m2, const_cast<void*>(means.data), const_cast<void*>(vars.data),
+                   means.type, momentum, counter);
+        return found;
+    }
+
+    // Writes the gradients that are not None, where nothing has to be converted first; else does
+    // nothing and returns false.
+    bool backward_plain(Statistics& found, int threads, nb::handle x, nb::handle dy, nb::handle dx,
+                        nb::handle residual, nb::handle dresidual, nb::handle weight, nb::handle bias,
+                        nb::handle dweight, nb::handle dbias) const {
+        Backward call;
+        PerChannel to_weight, to_bias;
+        if (!read(x, call.x) || !read(dy, call.dy) || !read(dx, call.dx) || !read(residual, call.residual) ||
+            !read(dresidual, call.dresidual) || !read_channels(weight, C, call.weight) ||
+            !read_channels(bias, C, call.bias) || !read_channels(dweight, C, to_weight) ||
+            !read_channels(dbias, C, to_bias))
+            return false;
+        fill(call, threads);
+        call.mean = found.mean(), call.inverse_std = found.inverse_std();
+        call.reduce = to_weight.data || to_bias.data || (call.dx.data && found.of_batch);
+        call.through = found.of_batch;
+        call.count = static_cast<double>(N * S), call.correction = correction;
+        std::vector<double> sums(2 * C);
+        call.sum_g = sums.data(), call.sum_g_xhat = call.sum_g + C;
+        let_others_run(call, [&] { kernels().backward(call); });
+        for (Integer c = 0; c < C && to_weight.data; ++c)
+            put(const_cast<void*>(to_weight.data), to_weight.type, c, call.sum_g_xhat[c]);
+        for (Integer c = 0; c < C && to_bias.data; ++c)
+            put(const_cast<void*>(to_bias.data), to_bias.type, c, call.sum_g[c]);
+        return true;
+    }
 };
 
 }  // namespace
 
 NB_MODULE(_native, module) {
+    using namespace nb::literals;
     nb::set_leak_warnings(false);  // plans are kept in a cache of Python's until the very end
     nb::class_<Plan>(module, "Plan")
-        .def(nb::init<bool, int, Integer, Integer, Integer, int, double, double, double>())
+        .def(nb::init<bool, int, Integer, Integer, Integer, int, double, double, double,
+                      const std::vector<Integer>&, const std::vector<Integer>&, Integer, Integer>())
         .def("forward", &Plan::forward)
-        .def("backward", &Plan::backward);
-    module.def("follow", &follow);
+        .def("backward", &Plan::backward)
+        .def("forward_plain", &Plan::forward_plain, "threads"_a, "x"_a, "y"_a, "residual"_a.none(),
+             "weight"_a.none(), "bias"_a.none(), "running_mean"_a.none(), "running_var"_a.none(),
+             "training"_a, "momentum"_a, "tracked"_a.none())
+        .def("backward_plain", &Plan::backward_plain, "found"_a, "threads"_a, "x"_a, "dy"_a, "dx"_a.none(),
+             "residual"_a.none(), "dresidual"_a.none(), "weight"_a.none(), "bias"_a.none(),
+             "dweight"_a.none(), "dbias"_a.none());
+    nb::class_<Statistics>(module, "Statistics")
+        .def_ro("of_batch", &Statistics::of_batch)
+        .def("copy", &Statistics::copy);
+    module.def("follow", &follow_addresses);
+    module.def("meet", [](nb::handle tensor, nb::handle parameter) { return meet(tensor.ptr(), parameter.ptr()); });
     module.def("instructions", &instructions);
     module.def("use_instructions", &use_instructions);
     module.def("cache_bytes", &cache_bytes);

@@ -94,7 +94,7 @@ class Mapped:
         x, dy, weight, bias = posed.x, posed.dy, posed.weight, posed.bias
         form = Form(activation=Activation.parse("relu"))
         batch = native._seen(x, form)
-        y, dx = (native._output(x, batch) for _ in range(2))
+        y, dx = (native.output_like(x, batch) for _ in range(2))
         mean, inverse_std, m2 = (torch.empty_like(weight, dtype=torch.float64) for _ in range(3))
         sums = [torch.empty_like(weight), torch.empty_like(bias)]
         given = Given(x, mean, inverse_std, weight, bias, None, None, form)
