@@ -60,9 +60,13 @@ class BatchNormNode(torch.autograd.Function):
         call: Call | Plain,
     ) -> Tensor:
         """Return y."""
-        kept = x, weight, bias, residual if call.form.activation else None  # z's alone
+        if call.form.activation is None:
+            residual = None  # z is made of it, and nothing else
         mask, y = call.mask, call.y
-        ctx.save_for_backward(*kept if mask is None else (*kept, mask))
+        if mask is None:
+            ctx.save_for_backward(x, weight, bias, residual)
+        else:
+            ctx.save_for_backward(x, weight, bias, residual, mask)
         ctx.call = call
         call.mask = call.y = None  # the graph keeps none but what it knows of
         assert y is not None
@@ -73,7 +77,7 @@ class BatchNormNode(torch.autograd.Function):
         """Return the gradients of what `forward` took."""
         call: Call | Plain = ctx.call
         x, weight, bias, residual, *masks = ctx.saved_tensors
-        needs = Needs._make(ctx.needs_input_grad[:4])
+        needs = ctx.needs_input_grad[:4]
         watched = is_traced_or_transformed()
         if isinstance(call, Plain) and not watched and not torch.is_grad_enabled():
             found = call.backward(dy, x, weight, bias, residual, needs)
@@ -82,7 +86,7 @@ class BatchNormNode(torch.autograd.Function):
         mask = masks[0] if masks else None
         given = Given(x, *call.statistics(), weight, bias, residual, mask, call.form)
         backend = DIFFERENTIABLE if watched else call.backend
-        return *gradients(backend.backward, dy, given, call.count, needs), None
+        return *gradients(backend.backward, dy, given, call.count, Needs._make(needs)), None
 
 
 # `BatchNormNode.apply` asks for transforms and looks for what is left of them, which takes as long

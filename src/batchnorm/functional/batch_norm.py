@@ -17,12 +17,10 @@ from batchnorm.functional.checks import (
     check_on_small_batch,
 )
 from batchnorm.functional.surroundings import in_backward, is_compiling, is_traced_or_transformed
-from batchnorm.kernels import DIFFERENTIABLE, Activation, Form, native, plain
+from batchnorm.kernels import DIFFERENTIABLE, Activation, ActivationLike, Form, native, plain
 from batchnorm.moments import Moments
 
 T = TypeVar("T", Tensor, Tensor | None)
-
-ActivationLike = str | tuple[str, float] | Activation | None
 
 
 def batch_norm(
@@ -100,17 +98,20 @@ def batch_norm(
         Ioffe & Szegedy, Batch Normalization, 2015, algorithms 1 and 2 (arXiv:1502.03167).
     """
     check_on_small_batch(on_small_batch)
-    form = Form(channel_dim, eps, correction, Activation.parse(activation))
     if mask is None and not inplace and not is_traced_or_transformed():
-        again = in_backward()  # a checkpoint's
-        running = (None, None) if training and again else (running_mean, running_var)
+        again = training and in_backward()  # a checkpoint's: nothing is updated
         found = plain.forward(
-            input, residual, weight, bias, running, training, momentum, num_batches_tracked, form
-        )
+            input, residual, weight, bias,
+            None if again else running_mean, None if again else running_var,
+            training, momentum, num_batches_tracked, channel_dim, eps, correction, activation,
+        )  # fmt: skip
         if found is not None:
+            y, call = found
             if is_recorded(input, weight, bias, residual):
-                return apply_plainly(input, weight, bias, residual, found)
-            return found.y
+                call.y = y
+                y = apply_plainly(input, weight, bias, residual, call)
+            return y
+    form = Form(channel_dim, eps, correction, Activation.parse(activation))
     values, mask = check_batch(
         input, running_mean, running_var, weight, bias, residual, mask, training, form
     )

@@ -106,9 +106,8 @@ def snapshot(buffer: Tensor) -> Tensor:
 
 
 def _numbers(form: Form) -> tuple[int, float, float, str | None, float | None]:
-    activation = form.activation
-    spec = (None, None) if activation is None else (activation.name, activation.parameter)
-    return form.channel_dim, form.eps, form.correction, *spec
+    pair = (None, None) if form.activation is None else form.activation.pair
+    return form.channel_dim, form.eps, form.correction, *pair
 
 
 @lru_cache(maxsize=256)

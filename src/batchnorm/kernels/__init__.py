@@ -1,6 +1,7 @@
 """The arithmetic of batch normalization: four steps, several backends, one dispatch point."""
 
 from batchnorm.kernels.activations import Activation as Activation
+from batchnorm.kernels.activations import ActivationLike as ActivationLike
 from batchnorm.kernels.contract import Backend as Backend
 from batchnorm.kernels.contract import Form as Form
 from batchnorm.kernels.contract import Found as Found

@@ -62,7 +62,7 @@ class Activation:
     parameter: float | None = None
 
     @classmethod
-    def parse(cls, given: str | tuple[str, float] | Activation | None) -> Activation | None:
+    def parse(cls, given: ActivationLike) -> Activation | None:
         """Return the activation that a user named: `"relu"`, or `("leaky_relu", 0.2)`.
 
         Raises:
@@ -85,6 +85,11 @@ class Activation:
         return cls(name, parameter)
 
     @property
+    def pair(self) -> tuple[str, float | None]:
+        """Its name and its parameter."""
+        return self.name, self.parameter
+
+    @property
     def spec(self) -> str | tuple[str, float]:
         """What a user would write for it."""
         default = _DEFINITIONS[self.name].default
@@ -104,5 +109,8 @@ class Activation:
     def _arguments(self) -> tuple[float, ...]:
         return () if self.parameter is None else (self.parameter,)
 
+
+#: What a user names an activation by.
+ActivationLike = str | tuple[str, float] | Activation | None
 
 _BY_NAME = {name: Activation(name, made.default) for name, made in _DEFINITIONS.items()}

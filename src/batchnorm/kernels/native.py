@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from batchnorm.kernels.activations import NAMES
+from batchnorm.kernels.activations import NAMES, Activation, ActivationLike
 from batchnorm.kernels.contract import Form, Found, Given, Gradients, Needs
 from batchnorm.kernels.layouts import View, is_dense, steps_in, view_of
 from batchnorm.kernels.memory import is_same_view, may_overlap
@@ -32,7 +32,6 @@ except ImportError as error:
 #: What idle buffers may take at most, in MB; 0 recycles none.
 POOL_VARIABLE = "BATCHNORM_POOL_MB"
 _POOL_MB = 1024
-_POOLED_FROM = 256 << 10  # bytes; smaller results are the allocator's
 
 #: The types that the kernels take, by their numbers there.
 TYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -49,6 +48,8 @@ def _pool_bytes() -> int:
     return int(given) << 20
 
 
+if _native is not None and not _native.meet(Tensor, torch.nn.Parameter):
+    _native, _REASON = None, f"torch {torch.__version__} does not offer its tensors by DLPack 1.3"
 if _native is not None:
     _native.limit_buffers(_pool_bytes())
 
@@ -84,64 +85,68 @@ def takes(x: Tensor) -> bool:
     return _native is not None and dense and x.dtype in TYPES
 
 
-def reads_tensors() -> bool:
-    """Return whether the kernels can be given tensors, which a plain call does."""
-    return _native is not None and bool(_native.meet(Tensor, torch.nn.Parameter))
-
-
 class Batch(NamedTuple):
     """What batches of one shape, layout and type have in common, in calls of one form.
 
     Attributes:
+        form: Of the calls.
         view: How they collapse to one of the two layouts of the kernels.
         steps: From outer position to outer position, and from channel to channel.
         plan: The kernels, set up for them.
         numbers: A tensor of a number a channel, for others to be made like it.
         dense: Whether they fill the memory that they span, so that results lie as they do.
-        recycled: Whether results like them lie in recycled memory.
     """
 
+    form: Form
     view: View
     steps: tuple[int, int]
     plan: Any
     numbers: Tensor
     dense: bool
-    recycled: bool
 
 
 @lru_cache(maxsize=4096)
 def batch_of(
-    shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, form: Form
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    dtype: torch.dtype,
+    channel_dim: int,
+    eps: float,
+    correction: float,
+    activation: ActivationLike,
 ) -> Batch | None:
-    """Return what is needed of such batches, or None if the kernels do not take them."""
-    rank = len(shape)
-    view = view_of(shape, strides, form.channel_dim) if -rank <= form.channel_dim < rank else None
+    """Return what is needed of such batches, or None if the kernels do not take them.
+
+    The last four make the form, as they are: to make it anew in each call takes as long as this.
+    """
+    form = Form(channel_dim, eps, correction, Activation.parse(activation))
+    if dtype not in TYPES or not -len(shape) <= channel_dim < len(shape):
+        return None
+    view = view_of(shape, strides, channel_dim)
     steps = None if view is None else steps_in(shape, strides, view)
     if view is None or steps is None:
         return None
-    activation = form.activation
+    name, parameter = (None, None) if form.activation is None else form.activation.pair
     plan = _native.Plan(
         view.planar,
         TYPES[dtype],
         view.N,
         view.C,
         view.S,
-        _ACTIVATIONS[activation.name if activation is not None else None],
-        0.0 if activation is None or activation.parameter is None else activation.parameter,
-        form.eps,
-        form.correction,
+        _ACTIVATIONS[name],
+        parameter or 0.0,
+        eps,
+        correction,
         shape,
         strides,
         *steps,
     )
-    large = math.prod(shape) * dtype.itemsize >= _POOLED_FROM
     numbers = torch.empty(view.C, dtype=_WIDE, device="cpu")
-    dense = is_dense(shape, strides)
-    return Batch(view, steps, plan, numbers, dense, large and dense)
+    return Batch(form, view, steps, plan, numbers, is_dense(shape, strides))
 
 
 def _seen(x: Tensor, form: Form) -> Batch:
-    found = batch_of(x.shape, x.stride(), x.dtype, form)
+    found = batch_of(x.shape, x.stride(), x.dtype, *form)
     if found is None:
         raise ValueError("a batch that native does not support")
     return found
@@ -166,7 +171,7 @@ class Native:
             return "it does not take a tensor whose sign is pending"
         if type(x) is not Tensor and not isinstance(x, torch.nn.Parameter):
             return f"it does not look into {type(x).__name__}"
-        if batch_of(x.shape, x.stride(), x.dtype, form) is None:
+        if batch_of(x.shape, x.stride(), x.dtype, *form) is None:
             return "neither the channels nor the positions are contiguous in memory"
         return None
 
@@ -247,7 +252,11 @@ class Native:
         if through_z:
             dresidual = output_like(x, batch)
         if reduce:
-            dweight, dbias = gradient_like(weight, batch), gradient_like(given.bias, batch)
+            kind = _WIDE if weight is None else weight.dtype
+            dweight = torch.empty_like(
+                batch.numbers, dtype=kind if kind in _RUNNING_TYPES else _WIDE
+            )
+            dbias = torch.empty_like(dweight)
         number = None if count is None or not reduce else float(count)
         _backward(batch, dy, given, dx, dresidual, None, number, reduce, dweight, dbias)
         return Gradients(
@@ -391,12 +400,6 @@ def _written(y: Tensor, out: Tensor | None) -> Tensor:
     return out
 
 
-def gradient_like(parameter: Tensor | None, batch: Batch) -> Tensor:
-    """Return an uninitialized gradient of weight or bias, in a type that the kernels write."""
-    kept = parameter is not None and parameter.dtype in _RUNNING_TYPES and parameter.ndim == 1
-    return torch.empty_like(parameter if kept else batch.numbers)
-
-
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
@@ -419,9 +422,7 @@ def _per_channel(values: Tensor | None) -> Tensor | None:
     return values.to(values.dtype if values.dtype in TYPES else _WIDE).contiguous()
 
 
-def _operand(
-    tensor: Tensor | None, strides: tuple[int, ...], batch: Batch
-) -> tuple[int, int, int]:
+def _operand(tensor: Tensor | None, strides: tuple[int, ...], batch: Batch) -> tuple[int, int, int]:
     """Return the address and the two steps of a tensor in the shape of the batch.
 
     `strides` are those of the batch itself.
@@ -453,13 +454,12 @@ def _positions(mask: Tensor, x: Tensor, view: View) -> Tensor:
 
 def output_like(x: Tensor, batch: Batch) -> Tensor:
     """Return an uninitialized tensor like x: if large, in recycled memory."""
-    if not batch.recycled:
+    if not batch.dense:
         return torch.empty_like(x)
     try:
-        capsule = _native.make_capsule(TYPES[x.dtype], x.shape, x.stride())
+        result: Tensor = batch.plan.output()
     except MemoryError:  # or no more mappings: the allocator says it best, if it has none either
         return torch.empty_like(x)
-    result: Tensor = torch.utils.dlpack.from_dlpack(capsule)
     poisoned = torch.are_deterministic_algorithms_enabled()
     if poisoned and torch.utils.deterministic.fill_uninitialized_memory:  # type: ignore[attr-defined]
         result.fill_(math.nan)  # as torch.empty does

@@ -8,6 +8,7 @@ plain, it leaves alone, and the call goes the long way, with its checks and its 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,18 +16,19 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from batchnorm.kernels import native
-from batchnorm.kernels.contract import Form, Gradients, Needs
+from batchnorm.kernels.activations import ActivationLike
 from batchnorm.kernels.dispatch import NATIVE, is_served_by_native
 
 _CLASSES = (Tensor, Parameter)
-_ready: bool = native.reads_tensors()
 
 
 class Plain:
     """What a plain call found, for its backward pass.
 
     Attributes:
-        y: The result; None once somebody took it.
+        y: The result, on its way through autograd.
+        backend: The kernels in C++.
+        mask: None.
         form: What does not change from call to call.
     """
 
@@ -34,8 +36,8 @@ class Plain:
 
     y: Tensor | None
 
-    def __init__(self, y: Tensor, batch: native.Batch, found: Any, form: Form) -> None:
-        self.y, self.backend, self.form, self.mask = y, NATIVE, form, None
+    def __init__(self, found: Any, batch: native.Batch) -> None:
+        self.backend, self.form, self.mask = NATIVE, batch.form, None
         self._batch, self._found = batch, found
 
     @property
@@ -57,23 +59,15 @@ class Plain:
         weight: Tensor | None,
         bias: Tensor | None,
         residual: Tensor | None,
-        needs: Needs,
-    ) -> Gradients | None:
-        """Return the gradients that are wanted, or None if dy is not plain."""
-        batch = self._batch
-        through_z = needs.residual and self.form.activation is not None
-        dx = native.output_like(x, batch) if needs.x or through_z else None
-        dresidual = native.output_like(x, batch) if through_z else None
-        dweight = native.gradient_like(weight, batch) if needs.weight else None
-        dbias = native.gradient_like(bias, batch) if needs.bias else None
-        if dy.is_neg() or not batch.plan.backward_plain(
-            self._found, torch.get_num_threads(), x, dy, dx, residual, dresidual, weight, bias,
-            dweight, dbias,
-        ):  # fmt: skip
+        needs: Sequence[bool],
+    ) -> tuple[Tensor | None, ...] | None:
+        """Return the gradients that are wanted, in the order of `needs`; None if dy is odd."""
+        if dy.is_neg():
             return None
-        if needs.residual and not through_z:
-            dresidual = dy
-        return Gradients(dx if needs.x else None, dweight, dbias, dresidual)
+        found: tuple[Tensor | None, ...] | None = self._batch.plan.backward_plain(
+            self._found, torch.get_num_threads(), x, dy, residual, weight, bias, *needs
+        )
+        return found
 
 
 def forward(
@@ -81,12 +75,16 @@ def forward(
     residual: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
-    running: tuple[Tensor | None, Tensor | None],
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
     training: bool,
     momentum: float | None,
     num_batches_tracked: Tensor | None,
-    form: Form,
-) -> Plain | None:
+    channel_dim: int,
+    eps: float,
+    correction: float,
+    activation: ActivationLike,
+) -> tuple[Tensor, Plain] | None:
     """Return y and what else was found, or None, having done nothing, if the call is not plain.
 
     Args:
@@ -94,33 +92,46 @@ def forward(
         residual: Added before the activation, or None.
         weight: gamma, (C,), or None.
         bias: beta, (C,), or None.
-        running: Mean and variance: they normalize, or in training follow the batch's moments.
+        running_mean: The running mean, (C,), or None; in training it follows the batch's.
+        running_var: The running variance, likewise.
         training: Whether the batch's own moments normalize it.
         momentum: How much a batch counts in the running statistics; None for the plain average.
         num_batches_tracked: The number of updates, a scalar, updated; or None.
-        form: What does not change from call to call.
+        channel_dim: The channels' dimension.
+        eps: Added to the variance.
+        correction: The variance that normalizes is divided by m - correction.
+        activation: As a user names it.
+
+    Raises:
+        ValueError: There is no such activation.
     """
-    if not _ready or type(x) not in _CLASSES or not x.is_cpu or x.layout is not torch.strided:
+    if type(x) not in _CLASSES or x.layout is not torch.strided or x.is_neg():
         return None
-    if not is_served_by_native() or x.dtype not in native.TYPES:
+    if NATIVE.available() is not None or not is_served_by_native():
         return None
-    if x.is_neg() or (residual is not None and residual.is_neg()):
+    if residual is not None and residual.is_neg():
         return None
-    batch = native.batch_of(x.shape, x.stride(), x.dtype, form)
+    try:
+        batch = native.batch_of(
+            x.shape, x.stride(), x.dtype, channel_dim, eps, correction, activation
+        )
+    except TypeError:  # something that has no hash
+        return None
     if batch is None or not batch.dense:
         return None
-    mean, var = running
-    follows = training and mean is not None
-    if follows and (mean.is_inference() or mean.requires_grad):
+    follower = running_mean if training else None
+    if follower is not None and (follower.is_inference() or follower.requires_grad):
         return None
-    y = native.output_like(x, batch)
     found = batch.plan.forward_plain(
-        torch.get_num_threads(), x, y, residual, weight, bias, mean, var, training,
+        torch.get_num_threads(), x, residual, weight, bias, running_mean, running_var, training,
         math.nan if momentum is None else momentum, num_batches_tracked,
     )  # fmt: skip
     if found is None:
         return None
-    if follows:
-        written = (mean, var) if num_batches_tracked is None else (mean, var, num_batches_tracked)
+    if follower is not None and running_var is not None:
+        written: tuple[Tensor, ...] = (follower, running_var)
+        if num_batches_tracked is not None:
+            written += (num_batches_tracked,)
         torch.autograd.graph.increment_version(written)
-    return Plain(y, batch, found, form)
+    y, statistics = found
+    return y, Plain(statistics, batch)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from batchnorm.functional import ActivationLike, OnSmallBatch, batch_norm, check_on_small_batch
-from batchnorm.kernels import Activation
+from batchnorm.functional import OnSmallBatch, batch_norm, check_on_small_batch
+from batchnorm.kernels import Activation, ActivationLike
 from batchnorm.layers.naming import name_layer
 
 _HALF_TYPES = (torch.float16, torch.bfloat16)

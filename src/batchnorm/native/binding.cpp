@@ -41,6 +41,13 @@ void put(void* to, Type type, Integer at, double value) {
     else static_cast<float*>(to)[at] = static_cast<float>(value);
 }
 
+nb::object new_tensor(Type type, const std::vector<Integer>& shape, const std::vector<Integer>& strides,
+                      void*& data) {
+    PyObject* const made = make_tensor(type, shape, strides, data);
+    if (!made) throw nb::python_error();
+    return nb::steal(made);
+}
+
 // Other threads of Python run while a large batch is worked on.
 template <class F> void let_others_run(const Call& call, F work) {
     if (call.N * call.C * call.S < 1 << 14) return work();
@@ -205,6 +212,19 @@ struct Plan {
             put(pointer<void>(dbias), static_cast<Type>(dbias_type), c, call.sum_g[c]);
     }
 
+    // A new tensor that lies in memory as the batch does, which is dense.
+    nb::object output(Tensor& values) const {
+        nb::object made = new_tensor(static_cast<Type>(type), shape, strides, values.data);
+        values.outer = outer, values.inner = inner;
+        return made;
+    }
+
+    // A new tensor for the gradient of a parameter.
+    nb::object output(const PerChannel& parameter, PerChannel& values) const {
+        values.type = is_float(parameter.type) ? parameter.type : Type::float64;
+        return new_tensor(values.type, {C}, {1}, const_cast<void*&>(values.data));
+    }
+
     // Read a tensor, or None, of the type and the shape of the batch that lies in memory as it does.
     bool read(nb::handle object, Tensor& values) const {
         if (object.is_none()) return true;
@@ -218,67 +238,70 @@ struct Plan {
         return true;
     }
 
-    // Writes y, where nothing has to be converted, copied or refused first; else does nothing and
-    // returns null. With `training` the batch's moments normalize, and the running ones follow them,
-    // where they are given. A momentum of NaN averages over all batches.
-    std::unique_ptr<Statistics> forward_plain(int threads, nb::handle x, nb::handle y, nb::handle residual,
-                                              nb::handle weight, nb::handle bias, nb::handle running_mean,
-                                              nb::handle running_var, bool training, double momentum,
-                                              nb::handle tracked) const {
+    // Returns y and what was found, or None, having done nothing, where something has to be converted,
+    // copied or refused first. With `training` the batch's moments normalize, and the running ones
+    // follow them, where they are given. A momentum of NaN averages over all batches.
+    nb::object forward_plain(int threads, nb::handle x, nb::handle residual, nb::handle weight,
+                             nb::handle bias, nb::handle running_mean, nb::handle running_var,
+                             bool training, double momentum, nb::handle tracked) const {
         Forward call;
         PerChannel means, vars;
         Integer* counter = nullptr;
-        if (!read(x, call.x) || !read(y, call.y) || !read(residual, call.residual) ||
-            !read_channels(weight, C, call.weight) || !read_channels(bias, C, call.bias) ||
-            !read_channels(running_mean, C, means) || !read_channels(running_var, C, vars) ||
-            !read_counter(tracked, counter))
-            return nullptr;
-        if (!means.data != !vars.data || means.type != vars.type || (!training && !means.data)) return nullptr;
-        if (training && means.data && !is_float(means.type)) return nullptr;
-        if (N * S < (training ? 2 : 1) || !(training ? eps > 0 : eps >= 0)) return nullptr;
-        if (training && means.data && std::isnan(momentum) && !counter) return nullptr;
+        if (!read(x, call.x) || !read(residual, call.residual) || !read_channels(weight, C, call.weight) ||
+            !read_channels(bias, C, call.bias) || !read_channels(running_mean, C, means) ||
+            !read_channels(running_var, C, vars) || !read_counter(tracked, counter))
+            return nb::none();
+        const bool follows = training && means.data;
+        if (!means.data != !vars.data || means.type != vars.type || (!training && !means.data)) return nb::none();
+        if (follows && (!is_float(means.type) || (std::isnan(momentum) && !counter))) return nb::none();
+        if (N * S < (training ? 2 : 1) || !(training ? eps > 0 : eps >= 0)) return nb::none();
+        const nb::object y = output(call.y);
         fill(call, threads);
         auto found = std::make_unique<Statistics>(C);
+        std::vector<double> m2(training ? C : 0);
         double count = static_cast<double>(N * S);
         found->of_batch = call.collect = training;
         call.eps = eps, call.correction = correction;
         call.mean = found->mean(), call.inverse_std = found->inverse_std();
-        std::vector<double> m2(training ? C : 0);
         call.m2 = m2.data();
         call.count = &count;
         if (!training) call.running_mean = means, call.running_var = vars;
         let_others_run(call, [&] { kernels().forward(call); });
-        if (training && means.data)
+        if (follows)
             follow(count, C, call.mean, call.m2, const_cast<void*>(means.data), const_cast<void*>(vars.data),
                    means.type, momentum, counter);
-        return found;
+        return nb::make_tuple(y, std::move(found));
     }
 
-    // Writes the gradients that are not None, where nothing has to be converted first; else does
-    // nothing and returns false.
-    bool backward_plain(Statistics& found, int threads, nb::handle x, nb::handle dy, nb::handle dx,
-                        nb::handle residual, nb::handle dresidual, nb::handle weight, nb::handle bias,
-                        nb::handle dweight, nb::handle dbias) const {
+    // Returns the gradients of x, weight, bias and residual, those that are wanted; or None, having done
+    // nothing, where something has to be converted first.
+    nb::object backward_plain(Statistics& found, int threads, nb::handle x, nb::handle dy, nb::handle residual,
+                              nb::handle weight, nb::handle bias, bool need_x, bool need_weight,
+                              bool need_bias, bool need_residual) const {
         Backward call;
+        if (!read(x, call.x) || !read(dy, call.dy) || !read(residual, call.residual) ||
+            !read_channels(weight, C, call.weight) || !read_channels(bias, C, call.bias))
+            return nb::none();
+        const bool through_z = need_residual && activation != static_cast<int>(Activation::none);
         PerChannel to_weight, to_bias;
-        if (!read(x, call.x) || !read(dy, call.dy) || !read(dx, call.dx) || !read(residual, call.residual) ||
-            !read(dresidual, call.dresidual) || !read_channels(weight, C, call.weight) ||
-            !read_channels(bias, C, call.bias) || !read_channels(dweight, C, to_weight) ||
-            !read_channels(dbias, C, to_bias))
-            return false;
+        const nb::object dx = need_x || through_z ? output(call.dx) : nb::none();
+        const nb::object dresidual = through_z ? output(call.dresidual) : nb::none();
+        const nb::object dweight = need_weight ? output(call.weight, to_weight) : nb::none();
+        const nb::object dbias = need_bias ? output(call.bias, to_bias) : nb::none();
         fill(call, threads);
         call.mean = found.mean(), call.inverse_std = found.inverse_std();
-        call.reduce = to_weight.data || to_bias.data || (call.dx.data && found.of_batch);
-        call.through = found.of_batch;
+        call.reduce = need_weight || need_bias || (need_x && found.of_batch);
+        call.through = found.of_batch && call.dx.data;
         call.count = static_cast<double>(N * S), call.correction = correction;
         std::vector<double> sums(2 * C);
         call.sum_g = sums.data(), call.sum_g_xhat = call.sum_g + C;
         let_others_run(call, [&] { kernels().backward(call); });
-        for (Integer c = 0; c < C && to_weight.data; ++c)
+        for (Integer c = 0; c < C && need_weight; ++c)
             put(const_cast<void*>(to_weight.data), to_weight.type, c, call.sum_g_xhat[c]);
-        for (Integer c = 0; c < C && to_bias.data; ++c)
+        for (Integer c = 0; c < C && need_bias; ++c)
             put(const_cast<void*>(to_bias.data), to_bias.type, c, call.sum_g[c]);
-        return true;
+        return nb::make_tuple(need_x ? dx : nb::none(), dweight, dbias,
+                              through_z || !need_residual ? dresidual : nb::borrow(dy));
     }
 };
 
@@ -292,12 +315,13 @@ NB_MODULE(_native, module) {
                       const std::vector<Integer>&, const std::vector<Integer>&, Integer, Integer>())
         .def("forward", &Plan::forward)
         .def("backward", &Plan::backward)
-        .def("forward_plain", &Plan::forward_plain, "threads"_a, "x"_a, "y"_a, "residual"_a.none(),
+        .def("output", [](const Plan& plan) { Tensor values; return plan.output(values); })
+        .def("forward_plain", &Plan::forward_plain, "threads"_a, "x"_a, "residual"_a.none(),
              "weight"_a.none(), "bias"_a.none(), "running_mean"_a.none(), "running_var"_a.none(),
              "training"_a, "momentum"_a, "tracked"_a.none())
-        .def("backward_plain", &Plan::backward_plain, "found"_a, "threads"_a, "x"_a, "dy"_a, "dx"_a.none(),
-             "residual"_a.none(), "dresidual"_a.none(), "weight"_a.none(), "bias"_a.none(),
-             "dweight"_a.none(), "dbias"_a.none());
+        .def("backward_plain", &Plan::backward_plain, "found"_a, "threads"_a, "x"_a, "dy"_a,
+             "residual"_a.none(), "weight"_a.none(), "bias"_a.none(), "need_x"_a, "need_weight"_a,
+             "need_bias"_a, "need_residual"_a);
     nb::class_<Statistics>(module, "Statistics")
         .def_ro("of_batch", &Statistics::of_batch)
         .def("copy", &Statistics::copy);
@@ -308,9 +332,6 @@ NB_MODULE(_native, module) {
     module.def("cache_bytes", &cache_bytes);
     module.def("limit_buffers", &limit_blocks);
     module.def("release_buffers", &release_blocks);
-    module.def("make_capsule", [](int type, const std::vector<Integer>& shape, const std::vector<Integer>& strides) {
-        return nb::steal(make_capsule(static_cast<Type>(type), shape, strides));
-    });
 }
 
 }  // namespace batchnorm

@@ -20,21 +20,26 @@ struct Tensor {
     std::uint64_t byte_offset;
 };
 
-// 0.8: what a capsule holds.
+struct Version { std::uint32_t major, minor; };
+
+// A tensor with what owns its memory.
 struct Managed {
-    Tensor tensor;
+    Version version;
     void* context;
     void (*deleter)(Managed*);
+    std::uint64_t flags;
+    Tensor tensor;
 };
 
-// 1.3: the functions that a class of tensors offers as __dlpack_c_exchange_api__.
+// The functions that a class of tensors offers as its __dlpack_c_exchange_api__. Those that return a
+// number set a Python error where it is not 0.
 struct Exchange {
-    struct { std::uint32_t major, minor; } version;
+    Version version;
     void* older;
     void (*allocate)();
     void (*managed_from_object)();
-    void (*managed_to_object)();
-    int (*tensor_from_object)(void* object, Tensor* tensor);  // not 0: a Python error is set
+    int (*managed_to_object)(Managed* managed, void** object);
+    int (*tensor_from_object)(void* object, Tensor* tensor);
     void (*current_stream)();
 };
 

@@ -1,6 +1,7 @@
 #include "tensors.h"
 
-#include <memory>
+#include <cstdlib>
+#include <new>
 
 #include "buffers.h"
 
@@ -8,10 +9,9 @@ namespace batchnorm {
 
 namespace {
 
-struct Owner {
-    dlpack::Managed managed;
-    std::vector<std::int64_t> shape, strides;
-};
+constexpr dlpack::Version known{1, 0};
+constexpr std::size_t recycled_from = std::size_t{256} << 10;  // bytes
+constexpr std::size_t line = 64;
 
 dlpack::DataType described(Type type) {
     switch (type) {
@@ -23,16 +23,6 @@ dlpack::DataType described(Type type) {
     return {};
 }
 
-void give_back(dlpack::Managed* managed) {
-    give_block(managed->tensor.data);
-    delete static_cast<Owner*>(managed->context);
-}
-
-void forget(PyObject* capsule) {  // a capsule that nobody made a tensor of
-    if (!PyCapsule_IsValid(capsule, "dltensor")) return;
-    give_back(static_cast<dlpack::Managed*>(PyCapsule_GetPointer(capsule, "dltensor")));
-}
-
 // Known after `meet`; they live as long as the process.
 const dlpack::Exchange* exchange = nullptr;
 PyTypeObject* tensor_class = nullptr;
@@ -40,28 +30,40 @@ PyTypeObject* parameter_class = nullptr;
 
 }  // namespace
 
-PyObject* make_capsule(Type type, const std::vector<std::int64_t>& shape,
-                       const std::vector<std::int64_t>& strides) {
+PyObject* make_tensor(Type type, const std::vector<std::int64_t>& shape,
+                      const std::vector<std::int64_t>& strides, void*& data) {
     const dlpack::DataType dtype = described(type);
     std::size_t bytes = dtype.bits / 8;
     for (const std::int64_t size : shape) bytes *= static_cast<std::size_t>(size);
-    auto owner = std::make_unique<Owner>();
-    owner->shape = shape;
-    owner->strides = strides;
-    owner->managed = {{take_block(bytes), {dlpack::processor, 0}, static_cast<std::int32_t>(shape.size()),
-                       dtype, owner->shape.data(), owner->strides.data(), 0},
-                      owner.get(), give_back};
-    return PyCapsule_New(&owner.release()->managed, "dltensor", forget);
+    const bool recycled = bytes >= recycled_from;
+    data = recycled ? take_block(bytes) : std::aligned_alloc(line, (bytes + line - 1) / line * line);
+    if (!data && bytes) throw std::bad_alloc();
+    const auto free = [](dlpack::Managed* managed) {
+        std::free(managed->tensor.data);
+        delete managed;
+    };
+    const auto give_back = [](dlpack::Managed* managed) {
+        give_block(managed->tensor.data);
+        delete managed;
+    };
+    auto* const managed = new dlpack::Managed{known, nullptr, free, 0, {}};
+    if (recycled) managed->deleter = give_back;
+    // torch copies shape and strides
+    managed->tensor = {data, {dlpack::processor, 0}, static_cast<std::int32_t>(shape.size()), dtype,
+                       const_cast<std::int64_t*>(shape.data()), const_cast<std::int64_t*>(strides.data()), 0};
+    void* object = nullptr;
+    if (!exchange->managed_to_object(managed, &object)) return static_cast<PyObject*>(object);
+    managed->deleter(managed);
+    return nullptr;
 }
 
 bool meet(PyObject* tensor, PyObject* parameter) {
-    constexpr std::uint32_t known = 1;
     PyObject* const capsule = PyObject_GetAttrString(tensor, "__dlpack_c_exchange_api__");
     const void* const offered = capsule ? PyCapsule_GetPointer(capsule, "dlpack_exchange_api") : nullptr;
     Py_XDECREF(capsule);  // the class keeps it
     PyErr_Clear();
     const auto* const found = static_cast<const dlpack::Exchange*>(offered);
-    if (!found || found->version.major != known || !found->tensor_from_object) return false;
+    if (!found || found->version.major != known.major || !found->tensor_from_object) return false;
     tensor_class = reinterpret_cast<PyTypeObject*>(Py_NewRef(tensor));
     parameter_class = reinterpret_cast<PyTypeObject*>(Py_NewRef(parameter));
     exchange = found;

@@ -11,13 +11,13 @@
 
 namespace batchnorm {
 
-// A new capsule around a recycled block, for a tensor of that shape and those steps, which fill it
-// densely; its deleter gives the block back.
-PyObject* make_capsule(Type type, const std::vector<std::int64_t>& shape,
-                       const std::vector<std::int64_t>& strides);
-
-// Remember the two classes whose tensors `describe` reads; false if torch does not let them be read.
+// Remember the two classes whose tensors are read and made here; false if torch does not let them.
 bool meet(PyObject* tensor, PyObject* parameter);
+
+// A new tensor of that shape and those steps, which fill its memory densely, with no values yet; large
+// ones lie in recycled memory. Writes where they lie. Null, with a Python error, if torch cannot make it.
+PyObject* make_tensor(Type type, const std::vector<std::int64_t>& shape,
+                      const std::vector<std::int64_t>& strides, void*& data);
 
 // Write where an object's values lie, and how. False if it is none of those two classes itself, or
 // there are no values in the CPU's memory.
