@@ -62,14 +62,14 @@ class BatchNormNode(torch.autograd.Function):
         """Return y."""
         if call.form.activation is None:
             residual = None  # z is made of it, and nothing else
-        mask, y = call.mask, call.y
-        if mask is None:
+        if call.mask is None:
             ctx.save_for_backward(x, weight, bias, residual)
         else:
-            ctx.save_for_backward(x, weight, bias, residual, mask)
-        ctx.call = call
-        call.mask = call.y = None  # the graph keeps none but what it knows of
+            ctx.save_for_backward(x, weight, bias, residual, call.mask)
+            call.mask = None  # autograd keeps it, and sees whether it changes
+        y, call.y = call.y, None
         assert y is not None
+        ctx.call = call
         return y
 
     @staticmethod

@@ -17,6 +17,7 @@ from torch.nn import Parameter
 
 from batchnorm.kernels import native
 from batchnorm.kernels.activations import ActivationLike
+from batchnorm.kernels.contract import Form
 from batchnorm.kernels.dispatch import NATIVE, is_served_by_native
 
 _CLASSES = (Tensor, Parameter)
@@ -26,19 +27,24 @@ class Plain:
     """What a plain call found, for its backward pass.
 
     Attributes:
-        y: The result, on its way through autograd.
         backend: The kernels in C++.
         mask: None.
-        form: What does not change from call to call.
+        y: The result, on its way through autograd.
     """
 
-    __slots__ = ("_batch", "_found", "backend", "form", "mask", "y")
+    __slots__ = ("_batch", "_found", "y")
 
+    backend = NATIVE
+    mask = None
     y: Tensor | None
 
     def __init__(self, found: Any, batch: native.Batch) -> None:
-        self.backend, self.form, self.mask = NATIVE, batch.form, None
         self._batch, self._found = batch, found
+
+    @property
+    def form(self) -> Form:
+        """What does not change from call to call."""
+        return self._batch.form
 
     @property
     def count(self) -> float | None:
