@@ -24,9 +24,12 @@ template <class A> struct Coefficients {
     }
 };
 
-constexpr int strip = 4;         // vectors
-constexpr int64_t tile = 32;     // rows of a strip before the next one has its turn, where there are more
-constexpr int64_t far_ahead = 8;  // rows: what is asked for before it is needed
+// vectors: four lines of memory, at the widest
+template <class T> constexpr int strip = 4 * sizeof(arithmetic<T>) / sizeof(T);
+constexpr int64_t tile = 128;  // rows of a strip before the next one has its turn
+// Rows: what is asked for before it is needed. Wide rows are multiples of a page apart, and compete for
+// the same few lines of the first cache.
+constexpr int64_t far_ahead = 4;
 
 constexpr int64_t bytes_ahead = 2048;  // likewise, along a run
 
@@ -66,10 +69,10 @@ inline void write_strip(const Step step, Place<typename Step::Type> p, const Ste
                         const Coefficients<typename Step::A>& numbers, int64_t c, int count) {
     constexpr int lanes = Vector<typename Step::A>::lanes;
     Channel<typename Step::A> k[K];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < K; ++j) k[j] = numbers.template lanes_from<Whole>(c + j * lanes, count);
     for (; rows > 0; --rows, p = moved(p, by, 1)) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int j = 0; j < K; ++j) {
             prefetch(p.x + far_ahead * by.x, j);
             if (p.dy) prefetch(p.dy + far_ahead * by.dy, j);
@@ -129,7 +132,7 @@ inline void sum_strip(const Terms terms, Place<typename Terms::Type> p, const St
     constexpr int lanes = Vector<A>::lanes;
     Channel<A> k[K];
     values<A> one[K], two[K];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < K; ++j) {
         k[j] = numbers.template lanes_from<Whole>(c + j * lanes, count);
         one[j] = read<Whole>(first + j * lanes, count);
@@ -137,7 +140,7 @@ inline void sum_strip(const Terms terms, Place<typename Terms::Type> p, const St
     }
     for (; rows >= 4; rows -= 4, p = moved(p, by, 4)) {
         const Place<typename Terms::Type> places[4] = {p, moved(p, by, 1), moved(p, by, 2), moved(p, by, 3)};
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int j = 0; j < K; ++j) {
             values<A> a[4], b[4];
 #pragma GCC unroll 4
@@ -151,7 +154,7 @@ inline void sum_strip(const Terms terms, Place<typename Terms::Type> p, const St
         }
     }
     for (; rows > 0; --rows, p = moved(p, by, 1)) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int j = 0; j < K; ++j) {
             values<A> a, b;
             terms.template at<Whole>(p, j * lanes, count, k[j], &a, &b);
@@ -159,24 +162,28 @@ inline void sum_strip(const Terms terms, Place<typename Terms::Type> p, const St
             two[j] += b;
         }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < K; ++j) {
         write<Whole, false>(first + j * lanes, one[j], count);
         write<Whole, false>(second + j * lanes, two[j], count);
     }
 }
 
+// Calls f(K, first channel) for strips of K vectors, and then for one of half as many, and so on, as
+// far as whole vectors go. Returns how far that is.
+template <int K, int lanes, class F> inline int64_t each_whole_strip(int64_t c, int64_t channels, F f) {
+    for (; c + K * lanes <= channels; c += K * lanes) f(std::integral_constant<int, K>{}, c);
+    if constexpr (K > 1) return each_whole_strip<K / 2, lanes>(c, channels, f);
+    return c;
+}
+
 // Cuts rows into tiles of strips: calls f(K, whole, first row, rows, first channel, channels).
-template <class A, class F> inline void each_strip(int64_t rows, int64_t channels, F f) {
-    constexpr int lanes = Vector<A>::lanes, wide = strip * lanes;
-    const int64_t height = channels <= wide ? rows : tile;
-    for (int64_t n = 0; n < rows; n += height) {
-        const int64_t high = rows - n < height ? rows - n : height;
-        int64_t c = 0;
-        for (; c + wide <= channels; c += wide)
-            f(std::integral_constant<int, strip>{}, std::true_type{}, n, high, c, 0);
-        for (; c + lanes <= channels; c += lanes)
-            f(std::integral_constant<int, 1>{}, std::true_type{}, n, high, c, 0);
+template <class T, class F> inline void each_strip(int64_t rows, int64_t channels, F f) {
+    constexpr int lanes = Vector<arithmetic<T>>::lanes;
+    for (int64_t n = 0; n < rows; n += tile) {
+        const int64_t high = rows - n < tile ? rows - n : tile;
+        const int64_t c = each_whole_strip<strip<T>, lanes>(
+            0, channels, [&](auto K, int64_t c) { f(K, std::true_type{}, n, high, c, 0); });
         if (c < channels)
             f(std::integral_constant<int, 1>{}, std::false_type{}, n, high, c, static_cast<int>(channels - c));
     }
