@@ -55,17 +55,15 @@ template <class T> struct Operands {
         return {step(x), step(residual), mask && !geometry.planar, step(dy), step(out), step(dresidual)};
     }
 
-    // Whether whole vectors from the start of each row can be written past the caches.
+    // Whether rows are of whole lines, and can be written past the caches.
     bool rows_are_aligned() const {
         for (const Tensor* const t : {&out, &dresidual})
-            if (t->data && (off_alignment(t->data) || step(*t) * sizeof(T) % alignment)) return false;
+            if (t->data && (off_line(t->data) || step(*t) * static_cast<int64_t>(sizeof(T)) % line)) return false;
         return true;
     }
 
-    static constexpr int64_t alignment = sizeof(typename Stored<T>::type);
-
-    static int64_t off_alignment(const void* to) {
-        return static_cast<int64_t>(reinterpret_cast<std::uintptr_t>(to) % alignment);
+    static int64_t off_line(const void* to) {
+        return static_cast<int64_t>(reinterpret_cast<std::uintptr_t>(to) % line);
     }
 
 private:
@@ -80,30 +78,66 @@ private:
     }
 };
 
-// A result for each value; `past`: the results go past the caches, as far as alignment allows.
+// Copies past the caches what whole lines of `to` hold, and the rest through them.
+template <class T> inline void copy_past(T* to, const T* from, int64_t n) {
+    const int64_t off = Operands<T>::off_line(to);
+    const int64_t head = least(n, off ? (line - off) / static_cast<int64_t>(sizeof(T)) : 0);
+    std::memcpy(to, from, head * sizeof(T));
+    to += head, from += head, n -= head;
+    constexpr int64_t values_a_line = line / sizeof(T);
+    for (; n >= values_a_line; n -= values_a_line, to += values_a_line, from += values_a_line)
+#pragma GCC unroll 4
+        for (int64_t at = 0; at < line; at += BN_BYTES) {  // as if they were floats
+            const auto v = load(reinterpret_cast<const float*>(reinterpret_cast<const char*>(from) + at));
+            stream(reinterpret_cast<float*>(reinterpret_cast<char*>(to) + at), v);
+        }
+    std::memcpy(to, from, n * sizeof(T));
+}
+
+// The runs of some channels at one position. Past the caches go whole lines, as far as there are any.
+template <class Step>
+inline void write_runs(const Step& step, Place<typename Step::Type> p, const Steps& by, int64_t length,
+                       const Span& span, const Coefficients<typename Step::A>& numbers, bool past) {
+    using T = typename Step::Type;
+    for (int64_t c = span.c0; c < span.c1; ++c, p = moved(p, by, 1)) {
+        const auto k = numbers.all_lanes(c);
+        const int64_t off = Operands<T>::off_line(p.out);
+        if (!past || (p.dresidual && Operands<T>::off_line(p.dresidual) != off)) {
+            write_run<false>(step, p, length, k);
+            continue;
+        }
+        const int64_t head = least(length, off ? (line - off) / static_cast<int64_t>(sizeof(T)) : 0);
+        if (head) write_run<false>(step, p, head, k);
+        const Steps one{1, p.residual ? 1 : 0, p.w ? 1 : 0, p.dy ? 1 : 0, 1, p.dresidual ? 1 : 0};
+        write_run<true>(step, moved(p, one, head), length - head, k);
+    }
+}
+
+// A result for each value; `past`: the results go past the caches.
 template <bool Planar, class Step>
 inline void write_span(const Step& step, const Operands<typename Step::Type>& operands, const Span& span,
                        const Coefficients<typename Step::A>& numbers, bool past) {
     using T = typename Step::Type;
-    using A = typename Step::A;
     const Steps by = operands.steps();
     if constexpr (Planar) {
+        const int64_t length = span.s1 - span.s0, values = length * (span.c1 - span.c0);
+        // short runs end inside lines: those that follow each other are put together first
+        alignas(line) T together[2][Geometry::block];
+        const bool gathered = past && length * static_cast<int64_t>(sizeof(T)) < 16 * line &&
+                              values <= Geometry::block && by.out == length &&
+                              (!operands.dresidual.data || by.dresidual == length);
         for (int64_t n = span.n0; n < span.n1; ++n) {
             Place<T> p = operands.at(n, span.c0, span.s0);
-            for (int64_t c = span.c0; c < span.c1; ++c, p = moved(p, by, 1)) {
-                const Channel<A> k = numbers.all_lanes(c);
-                int64_t length = span.s1 - span.s0;
-                const int64_t off = Operands<T>::off_alignment(p.out);
-                if (!past || (p.dresidual && Operands<T>::off_alignment(p.dresidual) != off)) {
-                    write_run<false>(step, p, length, k);
-                    continue;
-                }
-                int64_t head = off ? (Operands<T>::alignment - off) / static_cast<int64_t>(sizeof(T)) : 0;
-                head = least(head, length);
-                if (head) write_run<false>(step, p, head, k);
-                const Steps one{1, p.residual ? 1 : 0, p.w ? 1 : 0, p.dy ? 1 : 0, 1, p.dresidual ? 1 : 0};
-                write_run<true>(step, moved(p, one, head), length - head, k);
+            if (!gathered) {
+                write_runs(step, p, by, length, span, numbers, past);
+                continue;
             }
+            T *const out = p.out, *const dresidual = p.dresidual;
+            p.out = together[0];
+            if (dresidual) p.dresidual = together[1];
+            write_runs(step, p, by, length, span, numbers, false);
+            copy_past(out, together[0], values);
+            if (dresidual) copy_past(dresidual, together[1], values);
         }
     } else {
         const bool streamed = past && operands.rows_are_aligned();

@@ -52,15 +52,17 @@ template <bool Streamed, class Step>
 inline void write_run(const Step& step, const Place<typename Step::Type>& p, int64_t n,
                       const Channel<typename Step::A>& k) {
     constexpr int lanes = Vector<typename Step::A>::lanes;
+    constexpr int whole_line = line / (lanes * sizeof(typename Step::Type));  // of vectors
+    constexpr int turn = Streamed && whole_line > 2 ? whole_line : 2;
     int64_t i = 0;
-    for (; i + 2 * lanes <= n; i += 2 * lanes) {
-#pragma GCC unroll 2
-        for (int u = 0; u < 2; ++u) {
+    for (; i + turn * lanes <= n; i += turn * lanes) {
+#pragma GCC unroll 8
+        for (int u = 0; u < turn; ++u) {
             prefetch_run(p, i, u);
             step.template at<true, Streamed>(p, i + u * lanes, 0, k);
         }
     }
-    if (i + lanes <= n) step.template at<true, Streamed>(p, i, 0, k), i += lanes;
+    for (; i + lanes <= n; i += lanes) step.template at<true, Streamed && whole_line <= 1>(p, i, 0, k);
     if (i < n) step.template at<false, false>(p, i, static_cast<int>(n - i), k);
 }
 

@@ -227,6 +227,10 @@ template <class T> inline void store(T* to, values<arithmetic<T>> v, int count) 
 }
 #endif
 
+// What memory is moved by, in bytes. Of a line that is written past the caches all should be: what is
+// missing costs a read of it.
+constexpr int64_t line = 64;
+
 // A store that goes past the caches: `to` is aligned to the size of what is stored.
 template <class T> inline void stream(T* to, values<arithmetic<T>> v) {
     const auto stored = Stored<T>::put(v);
