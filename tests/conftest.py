@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from batchnorm.kernels import native
+
 # What is drawn is drawn the same way each time: a test that fails can be run again.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
@@ -21,5 +23,7 @@ def _poisoned_memory():
     """Memory that a kernel forgot to write reads as NaN."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)  # torch.empty is filled with NaN under this
+    if native._native is not None:
+        native._native.poison_tensors(True)
     yield
     torch.use_deterministic_algorithms(deterministic)

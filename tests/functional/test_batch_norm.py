@@ -212,7 +212,8 @@ def test_only_the_gradients_that_are_asked_for(needed):
             torch.testing.assert_close(value.grad, expected)
 
 
-def test_what_is_kept_for_the_backward_pass_is_x_and_two_numbers_a_channel():
+@pytest.mark.parametrize("mask", [None, torch.ones(8, 10, 10)])
+def test_what_is_kept_for_the_backward_pass_is_x_and_two_numbers_a_channel(mask):
     kept = []
     x = torch.randn(8, 3, 10, 10, requires_grad=True)
     weight, bias = torch.ones(3, requires_grad=True), torch.zeros(3, requires_grad=True)
@@ -222,12 +223,14 @@ def test_what_is_kept_for_the_backward_pass_is_x_and_two_numbers_a_channel():
         kept.append(tensor)
         return tensor
 
+    running = torch.zeros(3), torch.ones(3)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = bn.batch_norm(x, weight=weight, bias=bias, training=True, residual=residual)
-    assert [v.data_ptr() for v in kept] == [v.data_ptr() for v in (x, weight, bias)]
+        y = bn.batch_norm(x, *running, weight, bias, True, residual=residual, mask=mask)
+    assert [v.data_ptr() for v in kept[:3]] == [v.data_ptr() for v in (x, weight, bias)]
+    assert [v.numel() for v in kept[3:]] == ([] if mask is None else [mask.numel()])
     call = y.grad_fn.call
     others = [v for name in call.__slots__ if isinstance(v := getattr(call, name), torch.Tensor)]
-    assert others == []
+    assert all(v.numel() == 1 for v in others)  # a count
     assert [v.numel() for v in call.statistics()] == [3, 3]
 
 

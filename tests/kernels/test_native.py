@@ -168,6 +168,44 @@ def test_y_may_lie_over_x_and_the_residual(layout, dtype, activation, with_resid
     assert torch.equal(x, expected)
 
 
+@pytest.fixture
+def pretend_cache():
+    """Set how much the last cache holds, in bytes; 1 for batches that go past it."""
+    yield native._native.pretend_cache
+    native._native.pretend_cache(0)
+
+
+#: Rows of 64, 96 and 512 bytes of a half type, around a tile; runs inside, of, and over a line.
+PAST = {
+    "rows of one line": ((129, 32), [0, 1]),
+    "rows of a line and a half": ((127, 48), [0, 1]),
+    "rows of two groups": ((128, 288), [0, 1]),
+    "runs of 35 values": ((3, 150, 5, 7), [0, 1, 2, 3]),
+    "runs of 255 values": ((2, 20, 15, 17), [0, 1, 2, 3]),
+    "runs of 256 values": ((2, 20, 16, 16), [0, 1, 2, 3]),
+    "runs of 513 values": ((2, 20, 27, 19), [0, 1, 2, 3]),
+    "one channel": ((40, 1, 5, 7), [0, 1, 2, 3]),
+}
+
+
+@pytest.mark.parametrize("shape", [*LARGE, *PAST])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("offset", [0, 3])
+def test_results_past_the_caches_are_the_same(shape, dtype, offset, instructions, pretend_cache):
+    shape, order = {**LARGE, **PAST}[shape]
+    x, dy, residual = (random(shape, order, dtype, offset) for _ in range(3))
+    form = Form(activation=Activation.parse("relu"))
+    results = []
+    for bytes_held in (1 << 40, 1):
+        pretend_cache(bytes_held)
+        y, gradients, _ = step(x, dy, residual=residual, form=form)
+        over = residual.clone()
+        NATIVE.forward(over, None, None, residual, None, form, None, out=over)
+        results.append([y, *gradients, over])
+    for expected, found in zip(*results, strict=True):
+        assert torch.equal(expected, found)
+
+
 @pytest.mark.parametrize("mean", [0.0, 1.0, 1e2, 1e4, 1e6])
 @pytest.mark.parametrize("layout", LARGE)
 def test_float32_is_exact_to_its_last_digits_at_every_mean(layout, mean, instructions):

@@ -25,7 +25,7 @@ def is_recorded(*inputs: Tensor | None) -> bool:
 class Call:
     """What a call of the layer found, and with what, beside the inputs of the graph.
 
-    `Plain` is the same of a plain call.
+    A plain call has a `Plain` in its place, with the same attributes.
     """
 
     __slots__ = ("_statistics", "backend", "count", "form", "mask", "y")
@@ -89,8 +89,8 @@ class BatchNormNode(torch.autograd.Function):
         return *gradients(backend.backward, dy, given, call.count, Needs._make(needs)), None
 
 
-# `BatchNormNode.apply` asks for transforms and looks for what is left of them, which takes as long
-# as the rest of it; a plain call is under none, and was not given any.
+# `BatchNormNode.apply` looks for transforms of `torch.func`, and for tensors of those that ended.
+# That takes as long as the rest of it, and a plain call has neither.
 apply_plainly: Callable[..., Tensor] = super(torch.autograd.Function, BatchNormNode).apply
 
 

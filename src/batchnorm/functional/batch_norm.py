@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 
 from batchnorm import kernels
 from batchnorm.functional import operators
@@ -14,6 +15,7 @@ from batchnorm.functional.checks import (
     OnSmallBatch,
     check_batch,
     check_inplace,
+    check_momentum,
     check_on_small_batch,
 )
 from batchnorm.functional.surroundings import in_backward, is_compiling, is_traced_or_transformed
@@ -100,17 +102,19 @@ def batch_norm(
     if on_small_batch != "error":
         check_on_small_batch(on_small_batch)
     if mask is None and not inplace and not is_traced_or_transformed():
-        again = training and in_backward()  # a checkpoint's: nothing is updated
         found = plain.forward(
-            input, residual, weight, bias,
-            None if again else running_mean, None if again else running_var,
-            training, momentum, num_batches_tracked, channel_dim, eps, correction, activation,
+            input, residual, weight, bias, running_mean, running_var, num_batches_tracked,
+            training, channel_dim, eps, correction, activation,
         )  # fmt: skip
         if found is not None:
             y, call = found
             if is_recorded(input, weight, bias, residual):
                 call.y = y
                 y = apply_plainly(input, weight, bias, residual, call)
+            if training and running_mean is not None and running_var is not None:
+                check_momentum(momentum, num_batches_tracked)
+                if not in_backward():  # a checkpoint's
+                    call.lead(running_mean, running_var, momentum, num_batches_tracked)
             return y
     form = Form(channel_dim, eps, correction, Activation.parse(activation))
     values, mask = check_batch(
@@ -200,6 +204,8 @@ def normalize(
         return found.y, found.moments
     backend = kernels.choose(x, form, residual)
     if recorded:
+        # which `apply` would do: what is left of the tensors of transforms that ended
+        x, weight, bias, residual = unwrap_dead_wrappers((x, weight, bias, residual))
         with torch.no_grad():
             found = backend.forward(x, weight, bias, residual, mask, form, running)
         call = Call(found, backend, form, mask)
@@ -235,8 +241,7 @@ def update_running(
     """
     if not isinstance(moments.count, Tensor) and moments.count <= 1:
         return
-    if momentum is None and num_batches_tracked is None:
-        raise ValueError("momentum=None averages over all batches: pass num_batches_tracked")
+    check_momentum(momentum, num_batches_tracked)
     if not is_traced_or_transformed() and native.follow(
         (running_mean, running_var), moments, momentum, num_batches_tracked
     ):

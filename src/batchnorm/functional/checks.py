@@ -108,6 +108,12 @@ def check_inplace(x: Tensor, *others: Tensor | None) -> None:
         )
 
 
+def check_momentum(momentum: float | None, num_batches_tracked: Tensor | None) -> None:
+    """Raise ValueError if an average over all batches is wanted, and nobody counts them."""
+    if momentum is None and num_batches_tracked is None:
+        raise ValueError("momentum=None averages over all batches: pass num_batches_tracked")
+
+
 def _refuse_elsewhere(name: str, tensor: Tensor, x: Tensor) -> NoReturn:
     raise RuntimeError(
         f"{name} is on {tensor.device}, but the input is on {x.device}: move one to the other, "

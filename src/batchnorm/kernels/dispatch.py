@@ -1,4 +1,4 @@
-"""Which backend serves a call: the one place that decides it.
+"""Which backend serves a call: the one place that decides it (`plain` asks here, too).
 
 A backend that was asked for by name must serve, or the call fails and says why; left to itself the
 choice falls through to the next backend, and says so once in the log.

@@ -48,7 +48,7 @@ def _pool_bytes() -> int:
     return int(given) << 20
 
 
-if _native is not None and not _native.meet(Tensor, torch.nn.Parameter):
+if _native is not None and not _native.find_exchange(Tensor, torch.nn.Parameter):
     _native, _REASON = None, f"torch {torch.__version__} does not offer its tensors by DLPack 1.3"
 if _native is not None:
     _native.limit_buffers(_pool_bytes())
@@ -117,7 +117,7 @@ def batch_of(
 ) -> Batch | None:
     """Return what is needed of such batches, or None if the kernels do not take them.
 
-    The last four make the form, as they are: to make it anew in each call takes as long as this.
+    The last four are those of a form, which would take as long to make as this takes to look up.
     """
     form = Form(channel_dim, eps, correction, Activation.parse(activation))
     if dtype not in TYPES or not -len(shape) <= channel_dim < len(shape):
@@ -285,15 +285,29 @@ def follow(
         return False
     if tracked is not None and not (tracked.is_cpu and tracked.dtype is torch.int64):
         return False
-    if mean.is_inference() or mean.requires_grad:
+    if not are_buffers(mean, var, tracked):
         return False
     _native.follow(
         float(moments.count), mean.numel(), own.data_ptr(), m2.data_ptr(),
         mean.data_ptr(), var.data_ptr(), TYPES[mean.dtype],
         math.nan if momentum is None else momentum, 0 if tracked is None else tracked.data_ptr(),
     )  # fmt: skip
-    torch.autograd.graph.increment_version((mean, var) if tracked is None else (mean, var, tracked))
+    mark_written(mean, var, tracked)
     return True
+
+
+def are_buffers(*tensors: Tensor | None) -> bool:
+    """Return whether those that are given may be written over, as far as autograd is concerned."""
+    for tensor in tensors:
+        if tensor is not None and (tensor.is_inference() or tensor.requires_grad):
+            return False
+    return True
+
+
+def mark_written(mean: Tensor, var: Tensor, tracked: Tensor | None) -> None:
+    """Let autograd know that running statistics were written over."""
+    written = (mean, var) if tracked is None else (mean, var, tracked)
+    torch.autograd.graph.increment_version(written)
 
 
 def _forward(
@@ -417,7 +431,10 @@ def _wide(values: Tensor) -> Tensor:
 
 
 def _per_channel(values: Tensor | None) -> Tensor | None:
-    if values is None or (values.is_contiguous() and values.dtype in TYPES):
+    if values is None:
+        return None
+    values = values.resolve_neg()
+    if values.is_contiguous() and values.dtype in TYPES:
         return values
     return values.to(values.dtype if values.dtype in TYPES else _WIDE).contiguous()
 

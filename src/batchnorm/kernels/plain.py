@@ -49,14 +49,25 @@ class Plain:
     @property
     def count(self) -> float | None:
         """The number of values per channel, or None if the batch's moments did not normalize."""
-        view = self._batch.view
-        return view.N * view.S if self._found.of_batch else None
+        found = self._found
+        return float(found.count) if found.of_batch else None
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and inverse_std, (C,)."""
-        mean, inverse_std = (torch.empty_like(self._batch.numbers) for _ in range(2))
-        self._found.copy(mean.data_ptr(), inverse_std.data_ptr())
+        mean, inverse_std = self._found.tensors()
         return mean, inverse_std
+
+    def lead(
+        self,
+        running_mean: Tensor,
+        running_var: Tensor,
+        momentum: float | None,
+        num_batches_tracked: Tensor | None,
+    ) -> None:
+        """Move the running statistics that `forward` was given towards the batch's moments."""
+        rate = math.nan if momentum is None else momentum
+        self._found.lead(running_mean, running_var, rate, num_batches_tracked)
+        native.mark_written(running_mean, running_var, num_batches_tracked)
 
     def backward(
         self,
@@ -67,12 +78,16 @@ class Plain:
         residual: Tensor | None,
         needs: Sequence[bool],
     ) -> tuple[Tensor | None, ...] | None:
-        """Return the gradients that are wanted, in the order of `needs`; None if dy is odd."""
+        """Return the gradients that are wanted, or None if dy does not lie in memory as x does."""
         if dy.is_neg():
             return None
-        found: tuple[Tensor | None, ...] | None = self._batch.plan.backward_plain(
-            self._found, torch.get_num_threads(), x, dy, residual, weight, bias, *needs
-        )
+        plan, threads = self._batch.plan, torch.get_num_threads()
+        try:
+            found: tuple[Tensor | None, ...] | None = plan.backward_plain(
+                self._found, threads, x, dy, residual, weight, bias, *needs
+            )
+        except MemoryError:
+            return None
         return found
 
 
@@ -83,26 +98,24 @@ def forward(
     bias: Tensor | None,
     running_mean: Tensor | None,
     running_var: Tensor | None,
-    training: bool,
-    momentum: float | None,
     num_batches_tracked: Tensor | None,
+    training: bool,
     channel_dim: int,
     eps: float,
     correction: float,
     activation: ActivationLike,
 ) -> tuple[Tensor, Plain] | None:
-    """Return y and what else was found, or None, having done nothing, if the call is not plain.
+    """Return y and what else was found, or None if the call is not plain. Nothing is updated.
 
     Args:
         x: The batch.
         residual: Added before the activation, or None.
         weight: gamma, (C,), or None.
         bias: beta, (C,), or None.
-        running_mean: The running mean, (C,), or None; in training it follows the batch's.
+        running_mean: The running mean, (C,), or None; in training it can follow the batch's.
         running_var: The running variance, likewise.
+        num_batches_tracked: The number of updates, a scalar, or None.
         training: Whether the batch's own moments normalize it.
-        momentum: How much a batch counts in the running statistics; None for the plain average.
-        num_batches_tracked: The number of updates, a scalar, updated; or None.
         channel_dim: The channels' dimension.
         eps: Added to the variance.
         correction: The variance that normalizes is divided by m - correction.
@@ -111,11 +124,13 @@ def forward(
     Raises:
         ValueError: There is no such activation.
     """
-    if type(x) not in _CLASSES or x.layout is not torch.strided or x.is_neg():
+    if type(x) not in _CLASSES or not x.is_cpu or x.layout is not torch.strided or x.is_neg():
         return None
     if NATIVE.available() is not None or not is_served_by_native():
         return None
-    if residual is not None and residual.is_neg():
+    if residual is not None and (type(residual) not in _CLASSES or residual.is_neg()):
+        return None
+    if training and not native.are_buffers(running_mean, running_var, num_batches_tracked):
         return None
     try:
         batch = native.batch_of(
@@ -125,19 +140,14 @@ def forward(
         return None
     if batch is None or not batch.dense:
         return None
-    follower = running_mean if training else None
-    if follower is not None and (follower.is_inference() or follower.requires_grad):
+    try:
+        found = batch.plan.forward_plain(
+            torch.get_num_threads(), x, residual, weight, bias, running_mean, running_var,
+            num_batches_tracked, bool(training),
+        )  # fmt: skip
+    except MemoryError:  # the long way may find some
         return None
-    found = batch.plan.forward_plain(
-        torch.get_num_threads(), x, residual, weight, bias, running_mean, running_var, training,
-        math.nan if momentum is None else momentum, num_batches_tracked,
-    )  # fmt: skip
     if found is None:
         return None
-    if follower is not None and running_var is not None:
-        written: tuple[Tensor, ...] = (follower, running_var)
-        if num_batches_tracked is not None:
-            written += (num_batches_tracked,)
-        torch.autograd.graph.increment_version(written)
     y, statistics = found
     return y, Plain(statistics, batch)

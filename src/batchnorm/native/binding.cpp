@@ -97,7 +97,7 @@ bool read_channels(nb::handle object, Integer C, PerChannel& values) {
     if (object.is_none()) return true;
     dlpack::Tensor tensor;
     if (!describe(object.ptr(), tensor) || !type_of(tensor, values.type)) return false;
-    if (tensor.ndim != 1 || tensor.shape[0] != C || (C > 1 && tensor.strides[0] != 1)) return false;
+    if (tensor.ndim != 1 || tensor.shape[0] != C || tensor.strides[0] != 1) return false;
     values.data = tensor.data;
     return true;
 }
@@ -113,21 +113,39 @@ bool read_counter(nb::handle object, Integer*& counter) {
 
 bool is_float(Type type) { return type == Type::float32 || type == Type::float64; }
 
-// What a plain call found, for its backward pass: two numbers a channel.
+// What a plain call found, for its backward pass: two numbers a channel; and until the running
+// statistics followed it, m2.
 struct Statistics {
-    explicit Statistics(Integer C) : C(C), numbers(2 * C) {}
+    Statistics(Integer C, double count, bool of_batch)
+        : C(C), count(count), of_batch(of_batch), mean(C), inverse_std(C), m2(of_batch ? C : 0) {}
 
-    double* mean() { return numbers.data(); }
-    double* inverse_std() { return mean() + C; }
+    // mean and inverse_std as tensors, which no mode of torch sees being made.
+    nb::object tensors() const {
+        nb::object made[2];
+        for (int i = 0; i < 2; ++i) {
+            void* data;
+            made[i] = new_tensor(Type::float64, {C}, {1}, data);
+            std::copy_n((i ? inverse_std : mean).data(), C, static_cast<double*>(data));
+        }
+        return nb::make_tuple(made[0], made[1]);
+    }
 
-    void copy(Address to_mean, Address to_inverse_std) {
-        std::copy_n(mean(), C, pointer<double>(to_mean));
-        std::copy_n(inverse_std(), C, pointer<double>(to_inverse_std));
+    // Moves running statistics, which `forward_plain` found fit for it.
+    void lead(nb::handle running_mean, nb::handle running_var, double momentum, nb::handle tracked) {
+        PerChannel means, vars;
+        Integer* counter = nullptr;
+        if (!read_channels(running_mean, C, means) || !read_channels(running_var, C, vars) ||
+            !read_counter(tracked, counter))
+            throw nb::value_error("running statistics changed during the call");
+        follow(count, C, mean.data(), m2.data(), const_cast<void*>(means.data), const_cast<void*>(vars.data),
+               means.type, momentum, counter);
+        m2 = {};
     }
 
     Integer C;
-    bool of_batch = false;  // or running ones
-    std::vector<double> numbers;
+    double count;
+    bool of_batch;  // or running ones
+    std::vector<double> mean, inverse_std, m2;
 };
 
 // What does not change from call to call on batches of one shape.
@@ -239,11 +257,11 @@ struct Plan {
     }
 
     // Returns y and what was found, or None, having done nothing, where something has to be converted,
-    // copied or refused first. With `training` the batch's moments normalize, and the running ones
-    // follow them, where they are given. A momentum of NaN averages over all batches.
+    // copied or refused first. With `training` the batch's moments normalize, and the running ones, where
+    // they are given, can follow them afterwards; otherwise those normalize.
     nb::object forward_plain(int threads, nb::handle x, nb::handle residual, nb::handle weight,
                              nb::handle bias, nb::handle running_mean, nb::handle running_var,
-                             bool training, double momentum, nb::handle tracked) const {
+                             nb::handle tracked, bool training) const {
         Forward call;
         PerChannel means, vars;
         Integer* counter = nullptr;
@@ -251,25 +269,19 @@ struct Plan {
             !read_channels(bias, C, call.bias) || !read_channels(running_mean, C, means) ||
             !read_channels(running_var, C, vars) || !read_counter(tracked, counter))
             return nb::none();
-        const bool follows = training && means.data;
-        if (!means.data != !vars.data || means.type != vars.type || (!training && !means.data)) return nb::none();
-        if (follows && (!is_float(means.type) || (std::isnan(momentum) && !counter))) return nb::none();
+        if (!means.data != !vars.data || means.type != vars.type) return nb::none();
+        if (training ? means.data && !is_float(means.type) : !means.data) return nb::none();
         if (N * S < (training ? 2 : 1) || !(training ? eps > 0 : eps >= 0)) return nb::none();
+        auto found = std::make_unique<Statistics>(C, static_cast<double>(N * S), training);
         const nb::object y = output(call.y);
         fill(call, threads);
-        auto found = std::make_unique<Statistics>(C);
-        std::vector<double> m2(training ? C : 0);
-        double count = static_cast<double>(N * S);
-        found->of_batch = call.collect = training;
+        call.collect = training;
         call.eps = eps, call.correction = correction;
-        call.mean = found->mean(), call.inverse_std = found->inverse_std();
-        call.m2 = m2.data();
-        call.count = &count;
+        call.mean = found->mean.data(), call.inverse_std = found->inverse_std.data();
+        call.m2 = found->m2.data();
+        call.count = &found->count;
         if (!training) call.running_mean = means, call.running_var = vars;
         let_others_run(call, [&] { kernels().forward(call); });
-        if (follows)
-            follow(count, C, call.mean, call.m2, const_cast<void*>(means.data), const_cast<void*>(vars.data),
-                   means.type, momentum, counter);
         return nb::make_tuple(y, std::move(found));
     }
 
@@ -289,9 +301,9 @@ struct Plan {
         const nb::object dweight = need_weight ? output(call.weight, to_weight) : nb::none();
         const nb::object dbias = need_bias ? output(call.bias, to_bias) : nb::none();
         fill(call, threads);
-        call.mean = found.mean(), call.inverse_std = found.inverse_std();
-        call.reduce = need_weight || need_bias || (need_x && found.of_batch);
-        call.through = found.of_batch && call.dx.data;
+        call.mean = found.mean.data(), call.inverse_std = found.inverse_std.data();
+        call.through = need_x && found.of_batch;
+        call.reduce = need_weight || need_bias || call.through;
         call.count = static_cast<double>(N * S), call.correction = correction;
         std::vector<double> sums(2 * C);
         call.sum_g = sums.data(), call.sum_g_xhat = call.sum_g + C;
@@ -318,15 +330,21 @@ NB_MODULE(_native, module) {
         .def("output", [](const Plan& plan) { Tensor values; return plan.output(values); })
         .def("forward_plain", &Plan::forward_plain, "threads"_a, "x"_a, "residual"_a.none(),
              "weight"_a.none(), "bias"_a.none(), "running_mean"_a.none(), "running_var"_a.none(),
-             "training"_a, "momentum"_a, "tracked"_a.none())
+             "tracked"_a.none(), "training"_a)
         .def("backward_plain", &Plan::backward_plain, "found"_a, "threads"_a, "x"_a, "dy"_a,
              "residual"_a.none(), "weight"_a.none(), "bias"_a.none(), "need_x"_a, "need_weight"_a,
              "need_bias"_a, "need_residual"_a);
     nb::class_<Statistics>(module, "Statistics")
         .def_ro("of_batch", &Statistics::of_batch)
-        .def("copy", &Statistics::copy);
+        .def_ro("count", &Statistics::count)
+        .def("tensors", &Statistics::tensors)
+        .def("lead", &Statistics::lead, "running_mean"_a, "running_var"_a, "momentum"_a, "tracked"_a.none());
     module.def("follow", &follow_addresses);
-    module.def("meet", [](nb::handle tensor, nb::handle parameter) { return meet(tensor.ptr(), parameter.ptr()); });
+    module.def("find_exchange", [](nb::handle tensor, nb::handle parameter) {
+        return find_exchange(tensor.ptr(), parameter.ptr());
+    });
+    module.def("poison_tensors", &poison_tensors);
+    module.def("pretend_cache", &pretend_cache);
     module.def("instructions", &instructions);
     module.def("use_instructions", &use_instructions);
     module.def("cache_bytes", &cache_bytes);

@@ -120,11 +120,11 @@ inline void write_span(const Step& step, const Operands<typename Step::Type>& op
     using T = typename Step::Type;
     const Steps by = operands.steps();
     if constexpr (Planar) {
-        const int64_t length = span.s1 - span.s0, values = length * (span.c1 - span.c0);
+        const int64_t length = span.s1 - span.s0, all = length * (span.c1 - span.c0);
         // short runs end inside lines: those that follow each other are put together first
         alignas(line) T together[2][Geometry::block];
         const bool gathered = past && length * static_cast<int64_t>(sizeof(T)) < 16 * line &&
-                              values <= Geometry::block && by.out == length &&
+                              all <= Geometry::block && by.out == length &&
                               (!operands.dresidual.data || by.dresidual == length);
         for (int64_t n = span.n0; n < span.n1; ++n) {
             Place<T> p = operands.at(n, span.c0, span.s0);
@@ -136,8 +136,8 @@ inline void write_span(const Step& step, const Operands<typename Step::Type>& op
             p.out = together[0];
             if (dresidual) p.dresidual = together[1];
             write_runs(step, p, by, length, span, numbers, false);
-            copy_past(out, together[0], values);
-            if (dresidual) copy_past(dresidual, together[1], values);
+            copy_past(out, together[0], all);
+            if (dresidual) copy_past(dresidual, together[1], all);
         }
     } else {
         const bool streamed = past && operands.rows_are_aligned();

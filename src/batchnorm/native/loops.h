@@ -37,7 +37,7 @@ constexpr int64_t bytes_ahead = 2048;  // likewise, along a run
 // not from one page to the next.
 template <class T> BN_INLINE void prefetch(const T* from, int64_t j) {
     constexpr int64_t bytes = Vector<arithmetic<T>>::lanes * sizeof(T);
-    if (j * bytes % 64 == 0) __builtin_prefetch(from + j * Vector<arithmetic<T>>::lanes);
+    if (j * bytes % line == 0) __builtin_prefetch(from + j * Vector<arithmetic<T>>::lanes);
 }
 
 template <class T> BN_INLINE void prefetch_run(const Place<T>& p, int64_t i, int64_t j) {

@@ -1,6 +1,8 @@
 #include "tensors.h"
 
 #include <cstdlib>
+#include <cstring>
+#include <memory>
 #include <new>
 
 #include "buffers.h"
@@ -10,12 +12,12 @@ namespace batchnorm {
 namespace {
 
 constexpr dlpack::Version known{1, 0};
-#if defined(__SANITIZE_ADDRESS__)  // which is to see the end of every result
+#if defined(__SANITIZE_ADDRESS__)  // it watches what lies behind a block of its own allocator
 constexpr std::size_t recycled_from = 0;
 #else
 constexpr std::size_t recycled_from = std::size_t{256} << 10;  // bytes
 #endif
-constexpr std::size_t line = 64;
+constexpr std::size_t alignment = 64;
 
 dlpack::DataType described(Type type) {
     switch (type) {
@@ -27,10 +29,12 @@ dlpack::DataType described(Type type) {
     return {};
 }
 
-// Known after `meet`; they live as long as the process.
+// Known after `find_exchange`; they live as long as the process.
 const dlpack::Exchange* exchange = nullptr;
 PyTypeObject* tensor_class = nullptr;
 PyTypeObject* parameter_class = nullptr;
+
+bool poisoned = false;
 
 }  // namespace
 
@@ -41,31 +45,34 @@ PyObject* make_tensor(Type type, const std::vector<std::int64_t>& shape,
     for (const std::int64_t size : shape) bytes *= static_cast<std::size_t>(size);
     dlpack::Managed* managed;
     if (bytes < recycled_from) {  // one allocation for both: aligned_alloc takes longer
-        void* const memory = std::malloc(sizeof(dlpack::Managed) + line + bytes);
+        void* const memory = std::malloc(sizeof(dlpack::Managed) + alignment + bytes);
         if (!memory) throw std::bad_alloc();
         managed = new (memory) dlpack::Managed{};
         const auto end = reinterpret_cast<std::uintptr_t>(managed + 1);
-        data = reinterpret_cast<void*>((end + line - 1) / line * line);
+        data = reinterpret_cast<void*>((end + alignment - 1) / alignment * alignment);
         managed->deleter = [](dlpack::Managed* self) { std::free(self); };
     } else {
+        auto owner = std::make_unique<dlpack::Managed>();
         data = take_block(bytes);
-        managed = new dlpack::Managed{};
+        managed = owner.release();
         managed->deleter = [](dlpack::Managed* self) {
             give_block(self->tensor.data);
             delete self;
         };
     }
+    if (poisoned) std::memset(data, 0xff, bytes);
     managed->version = known;
     // torch copies shape and strides
     managed->tensor = {data, {dlpack::processor, 0}, static_cast<std::int32_t>(shape.size()), dtype,
                        const_cast<std::int64_t*>(shape.data()), const_cast<std::int64_t*>(strides.data()), 0};
     void* object = nullptr;
-    if (!exchange->managed_to_object(managed, &object)) return static_cast<PyObject*>(object);
-    managed->deleter(managed);
-    return nullptr;
+    // where that fails, torch may have freed it already, or not
+    return exchange->managed_to_object(managed, &object) ? nullptr : static_cast<PyObject*>(object);
 }
 
-bool meet(PyObject* tensor, PyObject* parameter) {
+void poison_tensors(bool on) { poisoned = on; }
+
+bool find_exchange(PyObject* tensor, PyObject* parameter) {
     PyObject* const capsule = PyObject_GetAttrString(tensor, "__dlpack_c_exchange_api__");
     const void* const offered = capsule ? PyCapsule_GetPointer(capsule, "dlpack_exchange_api") : nullptr;
     Py_XDECREF(capsule);  // the class keeps it
