@@ -1,0 +1,27 @@
+"""The scripts that time parts of a step: what surrounds the kernels, and the two types."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from batchnorm.kernels import native
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def test_every_part_is_timed(capsys):
+    times = runpy.run_path(str(BENCHMARKS / "seam.py"))["main"](seconds=0)
+    assert set(times) == {"torch.nn", "batchnorm", "a node that does nothing"}
+    assert all(value > 0 for value in times.values())
+    assert "a node that does nothing" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(native._native is None, reason="not compiled here")
+def test_both_types_are_timed(capsys):
+    main = runpy.run_path(str(BENCHMARKS / "halves.py"))["main"]
+    main.__globals__["SHAPES"] = {"here": (8, 3), "there": (2, 3, 4, 5)}
+    ratios = main(seconds=0)
+    assert list(ratios) == ["here", "there"]
+    assert all(ratio > 0 for pair in ratios.values() for ratio in pair)
+    assert "2x3x4x5" in capsys.readouterr().out
