@@ -44,11 +44,11 @@ def kernels(x: Tensor, dy: Tensor) -> tuple[Callable[[], object], Callable[[], o
     count = x.numel() / len(weight)
     statistics = mean, inverse_std, m2
 
-    def forward() -> object:
-        return native._forward(batch, x, y, weight, bias, None, None, statistics, None)
+    def forward() -> None:
+        native._forward(batch, x, y, weight, bias, None, None, statistics, None)
 
-    def backward() -> object:
-        return native._backward(batch, dy, given, dx, None, None, count, True, *sums)
+    def backward() -> None:
+        native._backward(batch, dy, given, dx, None, None, count, True, *sums)
 
     forward()
     return forward, backward
