@@ -430,8 +430,11 @@ def test_activation_and_gradient_at_special_values_are_those_of_torch(activation
         (torch.zeros(1, dtype=d), torch.ones(1, dtype=d)) for d in (torch.float32, torch.float64)
     ]
     ours = bn.batch_norm(inputs[0], *running[0], eps=0.0, activation=activation)
-    # in float64, for some processors' float32 gelu of torch is NaN at infinity
+    # in float64, for on some processors torch's float32 gelu is NaN at infinity
     theirs = activate(activation, F.batch_norm(inputs[1], *running[1], eps=0.0))
+    odd = activation == "gelu" and F.gelu(inputs[0]).isnan().any() and not theirs.isnan().any()
+    if odd and bn.backends()[0].available() is not None:
+        pytest.skip("eager uses that gelu")
     torch.testing.assert_close(ours.double(), theirs, equal_nan=True)
     if special == 0.0:
         for y in (ours, theirs):

@@ -113,11 +113,11 @@ bool read_counter(nb::handle object, Integer*& counter) {
 
 bool is_float(Type type) { return type == Type::float32 || type == Type::float64; }
 
-// What a plain call found, for its backward pass: two numbers a channel; and until the running
-// statistics followed it, m2.
+// What a plain call found, for its backward pass: two numbers a channel; and m2, until the running
+// statistics that it was given followed.
 struct Statistics {
     Statistics(Integer C, double count, bool of_batch)
-        : C(C), count(count), of_batch(of_batch), mean(C), inverse_std(C), m2(of_batch ? C : 0) {}
+        : C(C), count(count), of_batch(of_batch), mean(C), inverse_std(C) {}
 
     // mean and inverse_std as tensors, which no mode of torch sees being made.
     nb::object tensors() const {
@@ -278,10 +278,12 @@ struct Plan {
         call.collect = training;
         call.eps = eps, call.correction = correction;
         call.mean = found->mean.data(), call.inverse_std = found->inverse_std.data();
-        call.m2 = found->m2.data();
+        std::vector<double> m2(training ? C : 0);
+        call.m2 = m2.data();
         call.count = &found->count;
         if (!training) call.running_mean = means, call.running_var = vars;
         let_others_run(call, [&] { kernels().forward(call); });
+        if (means.data) found->m2 = std::move(m2);
         return nb::make_tuple(y, std::move(found));
     }
 
