@@ -23,7 +23,7 @@ SHAPE = (32, 128)
 
 
 class Nothing(torch.autograd.Function):
-    """A node that returns what it is given as both results."""
+    """A node that returns new memory, and gradients that were there before."""
 
     @staticmethod
     def forward(
@@ -53,13 +53,14 @@ def main(seconds: float = 3.0) -> dict[str, float]:
     inputs = [x, ours.weight, ours.bias]
     results = [torch.zeros_like(v) for v in inputs]
 
-    node: Any = Nothing
+    # as the layer calls its own, without looking for transforms
+    apply: Any = super(torch.autograd.Function, Nothing).apply
 
     calls: dict[str, Callable[[], object]] = {
         "torch.nn": lambda: torch.autograd.grad(stock(x), [x, *stock.parameters()], dy),
         "batchnorm": lambda: torch.autograd.grad(ours(x), inputs, dy),
         "a node that does nothing": lambda: torch.autograd.grad(
-            node.apply(*inputs, None, results), inputs, dy
+            apply(*inputs, None, results), inputs, dy
         ),
     }
     for call in calls.values():

@@ -206,6 +206,17 @@ def test_results_past_the_caches_are_the_same(shape, dtype, offset, instructions
         assert torch.equal(expected, found)
 
 
+@pytest.mark.parametrize("shape", [(8, 4, 4096), (3, 150, 35)])
+def test_values_need_not_begin_where_lines_do(shape, pretend_cache):
+    pretend_cache(1)
+    size = int(np.prod(shape))
+    memory = bytearray(4 * size + 1)
+    x = torch.frombuffer(memory, dtype=torch.float32, offset=1, count=size).view(shape)
+    x.copy_(torch.randn(shape))
+    expected = bn.batch_norm(x.clone(), training=True)
+    assert torch.equal(bn.batch_norm(x, training=True, inplace=True), expected)
+
+
 @pytest.mark.parametrize("mean", [0.0, 1.0, 1e2, 1e4, 1e6])
 @pytest.mark.parametrize("layout", LARGE)
 def test_float32_is_exact_to_its_last_digits_at_every_mean(layout, mean, instructions):

@@ -100,6 +100,10 @@ ODD = {
     "a residual with other strides": channels(residual=torch.randn(4, 3, 6).mT.mT.permute(2, 1, 0)),
     "a residual whose sign is pending": channels(residual=torch._neg_view(torch.randn(6, 3, 4))),
     "x whose sign is pending": channels(x=torch._neg_view(torch.randn(6, 3, 4))),
+    "a weight whose sign is pending": channels(weight=torch._neg_view(torch.ones(3))),
+    "a mean whose sign is pending": channels(
+        **buffers(torch._neg_view(torch.ones(3))), training=False
+    ),
     "x with gaps": channels(x=torch.randn(6, 3, 8)[..., ::2]),
     "weights in four dimensions": channels(weight=torch.ones(1, 3, 1)),
     "strided weights": channels(weight=torch.ones(6)[::2]),

@@ -299,7 +299,9 @@ def follow(
 def are_buffers(*tensors: Tensor | None) -> bool:
     """Return whether those that are given may be written over, as far as autograd is concerned."""
     for tensor in tensors:
-        if tensor is not None and (tensor.is_inference() or tensor.requires_grad):
+        if tensor is not None and (
+            tensor.is_inference() or tensor.requires_grad or tensor.is_neg()
+        ):
             return False
     return True
 
@@ -331,7 +333,8 @@ def _forward(
     if running_mean is not None and running_var is not None:
         if running_mean.dtype is not running_var.dtype or running_mean.dtype not in TYPES:
             running_mean, running_var = running_mean.to(_WIDE), running_var.to(_WIDE)
-        running_mean, running_var = running_mean.contiguous(), running_var.contiguous()
+        running_mean = running_mean.resolve_neg().contiguous()
+        running_var = running_var.resolve_neg().contiguous()
     strides = x.stride()
     count: float = batch.plan.forward(
         torch.get_num_threads(), x.data_ptr(), *batch.steps,

@@ -130,6 +130,10 @@ def forward(
         return None
     if residual is not None and (type(residual) not in _CLASSES or residual.is_neg()):
         return None
+    given = (weight, bias) if training else (weight, bias, running_mean, running_var)
+    for values in given:
+        if values is not None and (type(values) not in _CLASSES or values.is_neg()):
+            return None
     if training and not native.are_buffers(running_mean, running_var, num_batches_tracked):
         return None
     try:

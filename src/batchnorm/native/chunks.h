@@ -81,6 +81,10 @@ private:
 // Copies past the caches what whole lines of `to` hold, and the rest through them.
 template <class T> inline void copy_past(T* to, const T* from, int64_t n) {
     const int64_t off = Operands<T>::off_line(to);
+    if (off % sizeof(T)) {  // no value begins where a line does
+        std::memcpy(to, from, n * sizeof(T));
+        return;
+    }
     const int64_t head = least(n, off ? (line - off) / static_cast<int64_t>(sizeof(T)) : 0);
     std::memcpy(to, from, head * sizeof(T));
     to += head, from += head, n -= head;
@@ -102,7 +106,7 @@ inline void write_runs(const Step& step, Place<typename Step::Type> p, const Ste
     for (int64_t c = span.c0; c < span.c1; ++c, p = moved(p, by, 1)) {
         const auto k = numbers.all_lanes(c);
         const int64_t off = Operands<T>::off_line(p.out);
-        if (!past || (p.dresidual && Operands<T>::off_line(p.dresidual) != off)) {
+        if (!past || off % sizeof(T) || (p.dresidual && Operands<T>::off_line(p.dresidual) != off)) {
             write_run<false>(step, p, length, k);
             continue;
         }

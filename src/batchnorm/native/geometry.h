@@ -1,5 +1,5 @@
 // How a batch is cut: into groups of channels, and chunks of positions. The cut depends on the
-// shape alone and never on the number of threads, and so neither do the sums.
+// shape and the layout alone and never on the number of threads, and so neither do the sums.
 #pragma once
 
 #include "call.h"
