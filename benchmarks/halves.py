@@ -41,14 +41,14 @@ def kernels(x: Tensor, dy: Tensor) -> tuple[Callable[[], object], Callable[[], o
     mean, inverse_std, m2 = (torch.empty_like(weight, dtype=torch.float64) for _ in range(3))
     sums = torch.empty_like(weight), torch.empty_like(bias)
     given = Given(x, mean, inverse_std, weight, bias, None, None, form)
-    count = x.numel() / len(weight)
+    counts = [x.numel() / len(weight)]
     statistics = mean, inverse_std, m2
 
     def forward() -> None:
         native._forward(batch, x, y, weight, bias, None, None, statistics, None)
 
     def backward() -> None:
-        native._backward(batch, dy, given, dx, None, None, count, True, *sums)
+        native._backward(batch, dy, given, dx, None, None, counts, True, *sums)
 
     forward()
     return forward, backward

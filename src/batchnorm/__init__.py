@@ -5,20 +5,38 @@ import batchnorm as bn
 layer = bn.BatchNorm2d(64, activation="relu")  # takes the place of torch.nn.BatchNorm2d + ReLU
 """
 
-from batchnorm.functional import batch_norm
+from batchnorm.functional import State, batch_norm
 from batchnorm.kernels import backend, backends
-from batchnorm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
+from batchnorm.layers import (
+    BankedBatchNorm,
+    BatchNorm,
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    BatchRenorm,
+    FrozenBatchNorm,
+    GhostBatchNorm,
+    SyncBatchNorm,
+    domain,
+)
 from batchnorm.moments import Moments
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BankedBatchNorm",
     "BatchNorm",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchRenorm",
+    "FrozenBatchNorm",
+    "GhostBatchNorm",
     "Moments",
+    "State",
+    "SyncBatchNorm",
     "backend",
     "backends",
     "batch_norm",
+    "domain",
 ]

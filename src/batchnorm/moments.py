@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,9 +32,11 @@ class Moments:
     so that a data set has one answer however it is split. `Moments.none(C)` is the identity of `+`.
     They are float64 (float32 on a device without it): C numbers, whatever the size of the batch.
 
+    Those of several groups stand together, one a row: mean and m2 are (G, C), count is (G, 1).
+
     Attributes:
-        count: Number of values per channel, or the sum of their weights: a number, or a scalar
-            tensor where only the device knows it.
+        count: Number of values per channel, or the sum of their weights: a number, or a tensor
+            of one where only the device knows it.
         mean: Their mean, (C,), in the unit of the values.
         m2: The sum of their squared distances from the mean, (C,), in that unit squared.
 
@@ -70,7 +73,14 @@ class Moments:
         return cls(0, zeros, zeros)
 
     @classmethod
-    def of(cls, x: Tensor, *, channel_dim: int = 1, weights: Tensor | None = None) -> Moments:
+    def of(
+        cls,
+        x: Tensor,
+        *,
+        channel_dim: int = 1,
+        weights: Tensor | None = None,
+        ghost_size: int | None = None,
+    ) -> Moments:
         """Return the moments of a batch, summed around a shift so that no digits are lost.
 
         The mean in the precision of `x` is only a shift close to the data. The sums run over
@@ -81,31 +91,40 @@ class Moments:
             channel_dim: The channels' dimension; all others are summed over.
             weights: How often each position counts: of the rank of `x`, with size 1 along
                 `channel_dim`. A value of weight 0 is not there, be it NaN.
+            ghost_size: Number of examples in a group; there is one group of all if left out. See
+                `Groups`.
 
         Example:
             >>> import torch
             >>> Moments.of(torch.ones(8, 3, 5, 5))
             Moments(count=200, channels=3)
+            >>> Moments.of(torch.ones(8, 3, 5, 5), ghost_size=2).mean.shape
+            torch.Size([4, 3])
         """
         kept = statistics_dtype(x.device)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        if weights is None:
-            count: Tensor | float = x.numel() // max(x.shape[channel_dim], 1)
-            if isinstance(count, Tensor):  # to torch.jit.trace a size is a tensor
-                count = count.to(kept)
-        else:
+        groups = Groups.of(x.shape, channel_dim, ghost_size)
+        count: Tensor | float
+        if weights is not None:
             weights = weights.to(x.dtype)
             x = present(x, weights)
-            count = weights.to(kept).expand_as(x.narrow(channel_dim, 0, 1)).sum()
+            places = weights.to(kept).expand_as(x.narrow(channel_dim, 0, 1))
+            count = places.sum() if groups is None else groups.sum_positions(places, channel_dim)
+        elif groups is not None:
+            count = groups.counts(x)
+        else:
+            values: Tensor | int = x.numel() // max(x.shape[channel_dim], 1)
+            # to torch.jit.trace a size is a tensor
+            count = values.to(kept) if isinstance(values, Tensor) else values
 
         def total(values: Tensor) -> Tensor:
             if weights is not None:  # 0 * inf would be NaN, where a square of padding overflows
                 values = torch.where(weights == 0, 0, values * weights)
-            return sum_positions(values, channel_dim)
+            return sum_positions(values, channel_dim, groups)
 
         with torch.no_grad():  # both x and the mean shift by it: no gradient goes through it
             shift = divide(total(x), count).to(x.dtype)
-        distance = x - over_channels(shift, x.ndim, channel_dim)
+        distance = x - over_channels(shift, x.ndim, channel_dim, groups)
         rest = divide(total(distance).to(kept), count)
         square = distance.square() if torch.is_grad_enabled() else distance.square_()
         m2 = total(square).to(kept) - rest.square() * count
@@ -148,6 +167,26 @@ class Moments:
         step = divide(delta * other.count, count)
         return Moments(count, self.mean + step, self.m2 + other.m2 + delta * (step * self.count))
 
+    def merged(self) -> Moments:
+        """Return the moments of all groups taken together; of one group, these themselves.
+
+        All at once, by the same update: m2 is the sum of theirs and of what lies between them.
+
+        Example:
+            >>> import torch
+            >>> Moments.of(torch.randn(8, 3), ghost_size=2).merged()
+            Moments(count=8, channels=3)
+        """
+        if self.mean.ndim == 1:
+            return self
+        count = self.count if isinstance(self.count, Tensor) else self.mean.new_tensor(self.count)
+        weights = count.expand(self.mean.shape[0], 1)
+        total = weights.sum()
+        first = self.mean[0]  # means may be large, and their distances small
+        mean = first + divide(((self.mean - first) * weights).sum(0), total)
+        m2 = self.m2.sum(0) + ((self.mean - mean).square() * weights).sum(0)
+        return Moments(total, mean, m2)
+
     @classmethod
     def sum(cls, parts: Iterable[Moments]) -> Moments:
         """Return the moments of at least one part taken together.
@@ -177,7 +216,9 @@ class Moments:
         return Moments(count, self.mean.detach(), self.m2.detach())
 
     def __repr__(self) -> str:
-        return f"Moments(count={float(self.count):g}, channels={self.mean.shape[-1]})"
+        count = self.count.sum() if isinstance(self.count, Tensor) else self.count
+        groups = "" if self.mean.ndim == 1 else f", groups={self.mean.shape[0]}"
+        return f"Moments(count={float(count):g}, channels={self.mean.shape[-1]}{groups})"
 
 
 pytree.register_dataclass(Moments)  # torch.func and torch.export look inside
@@ -191,14 +232,111 @@ def divide(values: Tensor, count: Tensor | float) -> Tensor:
     return values / count if count > 0 else torch.zeros_like(values)
 
 
-def sum_positions(values: Tensor, channel_dim: int) -> Tensor:
-    """Return the sum over all dimensions but the channels', (C,)."""
+class Groups(NamedTuple):
+    """How a batch falls into groups of consecutive examples, each normalized on its own.
+
+    All have `size` examples but the last, which has the rest. A rest that would have a single value
+    a channel, and so no variance, joins the group before it.
+
+    Attributes:
+        size: Number of examples in a group.
+        number: Number of groups, G.
+        examples: Number of examples in the batch, N.
+        places: Number of values a channel has in an example.
+        dim: The examples' dimension: the first that is not the channels'.
+    """
+
+    size: int
+    number: int
+    examples: int
+    places: int
+    dim: int
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], channel_dim: int, ghost_size: int | None) -> Groups | None:
+        """Return the groups of a batch of that shape, or None if it is not cut into any.
+
+        Args:
+            shape: Of the batch.
+            channel_dim: The channels' dimension.
+            ghost_size: Number of examples in a group; None for one group of all.
+
+        Example:
+            >>> Groups.of((10, 3, 5, 5), 1, 4)
+            Groups(size=4, number=3, examples=10, places=25, dim=0)
+            >>> Groups.of((9, 3), 1, 4).lengths()
+            [4, 5]
+        """
+        if ghost_size is None or len(shape) == 1:
+            return None
+        channel = channel_dim % len(shape)
+        dim = 1 if channel == 0 else 0
+        places = 1
+        for at, size in enumerate(shape):
+            if at not in (dim, channel):
+                places *= size
+        full, rest = divmod(shape[dim], ghost_size)
+        alone = rest == 1 and places == 1
+        number = max(1, full + (rest > 0 and not alone))
+        return cls(ghost_size, number, shape[dim], places, dim)
+
+    @property
+    def last(self) -> int:
+        """The number of examples in the last group."""
+        return self.examples - (self.number - 1) * self.size
+
+    def lengths(self) -> list[int]:
+        """Return the number of examples in each group."""
+        return [self.size] * (self.number - 1) + [self.last]
+
+    def counts(self, x: Tensor) -> Tensor:
+        """Return the number of values a channel of each group of the batch `x`, (G, 1)."""
+        kept, places = statistics_dtype(x.device), self.places
+        first = (self.number - 1, 1), self.size * places
+        last = (1, 1), self.last * places
+        parts = [torch.full(*part, dtype=kept, device=x.device) for part in (first, last)]
+        return torch.cat(parts)
+
+    def sum_positions(self, values: Tensor, channel_dim: int) -> Tensor:
+        """Return the sums over the positions of each group, (G, C)."""
+        channel = channel_dim % values.ndim
+        dims = [d for d in range(values.ndim) if d not in (self.dim, channel)]
+        sums = values.sum(dims) if dims else values  # (N, C)
+        if channel < self.dim:
+            sums = sums.T
+        return self._sum_examples(sums)
+
+    def spread(self, values: Tensor, ndim: int, channel_dim: int) -> Tensor:
+        """Return the numbers of the groups, (G, C), in a shape that broadcasts over the batch."""
+        channel = channel_dim % ndim
+        first, last = values[:-1].repeat_interleave(self.size, 0), values[-1:]
+        each = torch.cat([first, last.expand(self.last, -1)])
+        shape = [1] * ndim
+        shape[self.dim], shape[channel] = each.shape
+        return (each.T if channel < self.dim else each).reshape(shape)
+
+    def _sum_examples(self, sums: Tensor) -> Tensor:
+        """Return the sums of each group's rows, (G, C), of numbers an example, (N, C)."""
+        whole = self.number - 1
+        cut = whole * self.size
+        first = sums[:cut].reshape(whole, self.size, sums.shape[-1])
+        return torch.cat([first.sum(1), sums[cut:].sum(0, keepdim=True)])
+
+
+def sum_positions(values: Tensor, channel_dim: int, groups: Groups | None = None) -> Tensor:
+    """Return the sum over all dimensions but the channels', (C,), or that of each group, (G, C)."""
+    if groups is not None:
+        return groups.sum_positions(values, channel_dim)
     dims = [d for d in range(values.ndim) if d != channel_dim % values.ndim]
     return values.sum(dims) if dims else values  # over no dimension, torch sums over all
 
 
-def over_channels(values: Tensor, ndim: int, channel_dim: int) -> Tensor:
-    """Return a number a channel, (C,), in a shape that broadcasts over a batch of that rank."""
+def over_channels(
+    values: Tensor, ndim: int, channel_dim: int, groups: Groups | None = None
+) -> Tensor:
+    """Return a number a channel, (C,) or (G, C), in a shape that broadcasts over a batch."""
+    if groups is not None:
+        return groups.spread(values, ndim, channel_dim)
     if channel_dim in (-1, ndim - 1):
         return values
     shape = [1] * ndim

@@ -74,7 +74,7 @@ class TestRegistration:
     @pytest.mark.parametrize("needs", [(True, False, False, False), (False, True, True, False)])
     def test_without_what_is_optional(self, needs):
         x, *_ = arguments()
-        plain = x, None, None, None, None, None, None, 1, 1e-5, 1.0, None, None
+        plain = x, None, None, None, None, None, None, 1, 1e-5, 1.0, None, None, None
         torch.library.opcheck(FORWARD, plain)
         torch.library.opcheck(BACKWARD, backward_arguments(needs))
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from batchnorm.functional.surroundings import is_traced_or_transformed, is_transformed
-from batchnorm.kernels import DIFFERENTIABLE, Backend, Form, Found, Given, Gradients, Needs
+from batchnorm.kernels import DIFFERENTIABLE, Backend, Form, Found, Given, Gradients, Needs, steps
 from batchnorm.kernels.plain import Plain
+from batchnorm.kernels.steps import Correction, Pool
 
 
 def is_recorded(*inputs: Tensor | None) -> bool:
@@ -28,17 +30,26 @@ class Call:
     A plain call has a `Plain` in its place, with the same attributes.
     """
 
-    __slots__ = ("_statistics", "backend", "count", "form", "mask", "y")
+    __slots__ = ("_statistics", "backend", "correction", "count", "form", "mask", "pool", "y")
 
     y: Tensor | None
 
-    def __init__(self, found: Found, backend: Backend, form: Form, mask: Tensor | None) -> None:
+    def __init__(
+        self,
+        found: Found,
+        backend: Backend,
+        form: Form,
+        mask: Tensor | None,
+        pool: Pool | None = None,
+        correction: Correction | None = None,
+    ) -> None:
         self.y, self.backend, self.form, self.mask = found.y, backend, form, mask
+        self.pool, self.correction = pool, correction
         self.count = None if found.moments is None else found.moments.count
         self._statistics = found.mean, found.inverse_std
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Return mean and inverse_std, (C,)."""
+        """Return mean and inverse_std, (C,), or those of groups, (G, C)."""
         return self._statistics
 
 
@@ -86,7 +97,13 @@ class BatchNormNode(torch.autograd.Function):
         mask = masks[0] if masks else None
         given = Given(x, *call.statistics(), weight, bias, residual, mask, call.form)
         backend = DIFFERENTIABLE if watched else call.backend
-        return *gradients(backend.backward, dy, given, call.count, Needs._make(needs)), None
+        between = call.pool, call.correction
+        if between == (None, None):
+            backward = backend.backward
+        else:
+            backward = partial(steps.backward, backend, pool=call.pool, correction=call.correction)
+        found = gradients(backward, dy, given, call.count, Needs._make(needs), *between)
+        return *found, None
 
 
 # `BatchNormNode.apply` looks for transforms of `torch.func`, and for tensors of those that ended.
@@ -100,6 +117,8 @@ def gradients(
     given: Given,
     count: Tensor | float | None,
     needs: Needs,
+    pool: Pool | None = None,
+    correction: Correction | None = None,
 ) -> Gradients:
     """Return the gradients that are wanted, and no others.
 
@@ -112,16 +131,19 @@ def gradients(
         given: What y was computed from.
         count: Of the moments; None if those do not depend on x.
         needs: Which gradients are wanted.
+        pool: What else was normalized together with the batch.
+        correction: What its moments were corrected by.
     """
     again = torch.is_grad_enabled()  # a gradient of this gradient is wanted: all depends on x
     batched = torch._C._functorch.is_legacy_batchedtensor(dy)  # by is_grads_batched=True
     if again or batched or is_transformed():
-        backward = DIFFERENTIABLE.backward
+        backward = partial(steps.backward, DIFFERENTIABLE, pool=pool, correction=correction)
     if again and count is not None:
         form = given.form
         moments = DIFFERENTIABLE.collect(given.x, given.mask, form)
-        inverse_std = moments.inverse_std(form.eps, form.correction)
-        given = given._replace(mean=moments.mean, inverse_std=inverse_std)
+        moments = moments if pool is None else pool.moments(moments)
+        mean, inverse_std = steps.statistics(moments, form, correction)
+        given = given._replace(mean=mean, inverse_std=inverse_std)
     found = backward(dy, given, count, needs)
     # autograd gives each the type of its input
     return Gradients._make(g if need else None for g, need in zip(found, needs, strict=True))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -14,17 +15,48 @@ from batchnorm.functional.autograd import BatchNormNode, Call, apply_plainly, is
 from batchnorm.functional.checks import (
     OnSmallBatch,
     check_batch,
+    check_ghost_size,
     check_inplace,
-    check_momentum,
     check_on_small_batch,
 )
-from batchnorm.functional.surroundings import in_backward, is_compiling, is_traced_or_transformed
-from batchnorm.kernels import DIFFERENTIABLE, Activation, ActivationLike, Form, native, plain
+from batchnorm.functional.renorm import Renorm
+from batchnorm.functional.running import State, Tracked, follow, moved
+from batchnorm.functional.surroundings import is_compiling, is_traced_or_transformed
+from batchnorm.functional.synchronized import synchronized
+from batchnorm.kernels import DIFFERENTIABLE, Activation, ActivationLike, Form, plain, steps
+from batchnorm.kernels.plain import Plain
+from batchnorm.kernels.steps import Correction, Corrects, Pool
 from batchnorm.moments import Moments
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 T = TypeVar("T", Tensor, Tensor | None)
 
 
+@overload
+def batch_norm(
+    input: Tensor,
+    running_mean: State,
+    *,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    activation: ActivationLike = None,
+    correction: float = 0,
+    channel_dim: int = 1,
+    on_small_batch: OnSmallBatch = "error",
+    ghost_size: int | None = None,
+    process_group: ProcessGroup | Literal["world"] | None = None,
+    renorm: tuple[float, float] | None = None,
+) -> tuple[Tensor, State]: ...
+
+
+@overload
 def batch_norm(
     input: Tensor,
     running_mean: Tensor | None = None,
@@ -43,7 +75,34 @@ def batch_norm(
     on_small_batch: OnSmallBatch = "error",
     inplace: bool = False,
     num_batches_tracked: Tensor | None = None,
-) -> Tensor:
+    ghost_size: int | None = None,
+    process_group: ProcessGroup | Literal["world"] | None = None,
+    renorm: tuple[float, float] | None = None,
+) -> Tensor: ...
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | State | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    activation: ActivationLike = None,
+    correction: float = 0,
+    channel_dim: int = 1,
+    on_small_batch: OnSmallBatch = "error",
+    inplace: bool = False,
+    num_batches_tracked: Tensor | None = None,
+    ghost_size: int | None = None,
+    process_group: ProcessGroup | Literal["world"] | None = None,
+    renorm: tuple[float, float] | None = None,
+) -> Tensor | tuple[Tensor, State]:
     """Normalize every channel of a batch: `torch.nn.functional.batch_norm`, and more.
 
         y = activation(weight * (x - mean) / sqrt(var + eps) + bias + residual)
@@ -52,9 +111,13 @@ def batch_norm(
     running ones normalize. A batch that is empty or not finite, and a recomputation under
     `torch.utils.checkpoint`, leave the running statistics as they are.
 
+    With a `State` in place of `running_mean` the function is pure, fit for `vmap` and `torch.func`:
+    it changes nothing, and returns y and the next state.
+
     Args:
         input: The batch x, real floating point, of any rank, with C channels along `channel_dim`.
-        running_mean: The running mean, (C,), updated in place in training; or None.
+        running_mean: The running mean, (C,), updated in place in training; or None; or a `State`,
+            which has the running variance and the number of batches, too.
         running_var: The running variance, (C,), likewise.
         weight: gamma, (C,); 1 if None.
         bias: beta, (C,); 0 if None.
@@ -78,89 +141,192 @@ def batch_norm(
         inplace: Whether y is written over `input`, which is returned. Only where no gradient is
             recorded through the call, since the backward pass reads `input`.
         num_batches_tracked: Counted up, in place, by every batch that updated the statistics.
+        ghost_size: In training, so many consecutive examples are normalized on their own; see
+            `GhostBatchNorm`.
+        process_group: In training, the moments are those over all processes of this group, or of
+            the default one, `"world"`; see `SyncBatchNorm`. Ghost batches stay local, and only
+            their running update is that over all processes.
+        renorm: In training, (r_max, d_max): how far xhat is corrected towards the running
+            statistics; see `BatchRenorm`.
 
     Returns:
-        y, in the shape, the type and the memory format of `input`.
+        y, in the shape, the type and the memory format of `input`; with a `State`, (y, state).
 
     Raises:
         ValueError: An argument has a value or a shape that cannot be, or the batch has one value
             per channel in training.
         RuntimeError: A per-channel tensor has the wrong size, or a tensor is on another device;
             running statistics are missing in inference; a backend was forced that cannot serve the
-            call; or `inplace` cannot be.
-        TypeError: `input` is complex or of an integer type.
+            call; `inplace` cannot be; or another process failed.
+        TypeError: `input` is complex or of an integer type, or `process_group` is no such thing.
 
     Example:
         >>> import batchnorm as bn, torch
         >>> x = torch.tensor([[3.0], [5], [8], [9], [11], [24]])
         >>> bn.batch_norm(x, training=True).ravel()
         tensor([-1.0321, -0.7372, -0.2949, -0.1474,  0.1474,  2.0642])
+        >>> state = bn.State(torch.zeros(1), torch.ones(1))
+        >>> y, after = bn.batch_norm(x, state, training=True)
+        >>> state.running_mean, after.running_mean
+        (tensor([0.]), tensor([1.]))
 
     Source:
         Ioffe & Szegedy, Batch Normalization, 2015, algorithms 1 and 2 (arXiv:1502.03167).
     """
+    training = bool(training)
+    state: State | None
+    if isinstance(running_mean, State):
+        if running_var is not None or num_batches_tracked is not None or inplace:
+            raise ValueError(
+                "with a State the function is pure: running_var and num_batches_tracked are in "
+                "the State, weight and bias go by keyword, and inplace cannot be"
+            )
+        state, pure = running_mean, True
+    else:
+        if (running_mean is None) != (running_var is None):
+            raise ValueError(
+                "running_mean and running_var must either both be None or neither be None, but "
+                f"{'running_mean' if running_mean is None else 'running_var'} alone is None"
+            )
+        pure = False
+        state = (
+            None
+            if running_mean is None or running_var is None
+            else State(_flat(running_mean), _flat(running_var), num_batches_tracked)
+        )
+    corrects = None
+    if renorm is not None and training:
+        if state is None:
+            raise ValueError("renorm corrects towards running statistics, but there are none")
+        corrects = Renorm(state.running_mean, state.running_var, *renorm, eps)
+    y, found = run(
+        input, state, weight, bias, residual, mask, training, training and state is not None,
+        channel_dim, eps, correction, activation, ghost_size, on_small_batch, inplace,
+        None if process_group is None else synchronized(process_group), corrects,
+    )  # fmt: skip
+    if not pure:
+        if found is not None and state is not None:
+            follow(found, state, momentum)
+        return y
+    assert state is not None
+    return y, state if found is None else moved(state, found.moments(), momentum)
+
+
+def run(
+    input: Tensor,
+    state: State | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    by_batch: bool,
+    track: bool,
+    channel_dim: int,
+    eps: float,
+    correction: float,
+    activation: ActivationLike,
+    ghost_size: int | None,
+    on_small_batch: OnSmallBatch,
+    inplace: bool,
+    pool: Pool | None,
+    corrects: Corrects | None,
+) -> tuple[Tensor, Plain | Tracked | None]:
+    """Return y, and what running statistics are to follow, where they are: nothing is updated.
+
+    Args:
+        input: The batch.
+        state: The running statistics, or None.
+        weight: gamma, or None.
+        bias: beta, or None.
+        residual: Added before the activation, or None.
+        mask: The positions that are there, or None.
+        by_batch: Whether the batch's own moments normalize it, or the running ones.
+        track: Whether running statistics will follow the batch's moments.
+        channel_dim: The channels' dimension.
+        eps: Added to the variance.
+        correction: The variance that normalizes is divided by m - correction.
+        activation: As a user names it.
+        ghost_size: Number of examples in a group, or None.
+        on_small_batch: What one value per channel means.
+        inplace: Whether y is written over `input`.
+        pool: What else the moments are those of, or None.
+        corrects: What corrects them, or None.
+    """
     if on_small_batch != "error":
         check_on_small_batch(on_small_batch)
-    if mask is None and not inplace and not is_traced_or_transformed():
-        found = plain.forward(
-            input, residual, weight, bias, running_mean, running_var, num_batches_tracked,
-            training, channel_dim, eps, correction, activation,
+    if not by_batch:
+        corrects = None
+    elif ghost_size is not None:
+        check_ghost_size(ghost_size)
+    groups_of = ghost_size if by_batch else None
+    if (
+        mask is None
+        and pool is None
+        and corrects is None
+        and not inplace
+        and (by_batch or not track)
+        and not is_traced_or_transformed()
+    ):
+        mean, var, _ = (None, None, None) if state is None else state
+        done = plain.forward(
+            input, residual, weight, bias, mean, var, by_batch, track, channel_dim, eps,
+            correction, activation, groups_of,
         )  # fmt: skip
-        if found is not None:
-            y, call = found
+        if done is not None:
+            y, call = done
             if is_recorded(input, weight, bias, residual):
                 call.y = y
                 y = apply_plainly(input, weight, bias, residual, call)
-            if training and running_mean is not None and running_var is not None:
-                check_momentum(momentum, num_batches_tracked)
-                if not in_backward():  # a checkpoint's
-                    call.lead(running_mean, running_var, momentum, num_batches_tracked)
-            return y
-    form = Form(channel_dim, eps, correction, Activation.parse(activation))
+            return y, call if track else None
+    form = Form(channel_dim, eps, correction, Activation.parse(activation), groups_of)
     values, mask = check_batch(
-        input, running_mean, running_var, weight, bias, residual, mask, training, form
-    )
+        input, state and state.running_mean, state and state.running_var, weight, bias, residual,
+        mask, by_batch, form,
+    )  # fmt: skip
     if inplace:
         check_inplace(input, weight, bias, residual)
-    if (running_mean is None) != (running_var is None):
-        raise ValueError(
-            "running_mean and running_var must either both be None or neither be None, but "
-            f"{'running_mean' if running_mean is None else 'running_var'} alone is None"
-        )
-    running = None if running_mean is None or running_var is None else (running_mean, running_var)
-    track = training and running is not None
-    if training and values == 1:
+    if by_batch and values == 1 and (pool is None or ghost_size is not None):
         if on_small_batch == "error":
             raise ValueError(
                 "Expected more than 1 value per channel when training, got input size "
-                f"{input.shape}: the variance of one value is unknown. Leave out the last, smaller "
-                'batch (drop_last=True), or choose on_small_batch="running" or "skip"'
+                f"{input.shape}{'' if ghost_size is None else f' in groups of {ghost_size}'}: the "
+                "variance of one value is unknown. Leave out the last, smaller batch "
+                '(drop_last=True), or choose on_small_batch="running" or "skip"'
             )
         track = False
-        training = on_small_batch == "skip"
-        mask = input.new_zeros([1] * input.ndim) if training else mask
-    if not training and running is None:
+        by_batch = on_small_batch == "skip"
+        mask = input.new_zeros([1] * input.ndim) if by_batch else mask
+        form = form._replace(ghost_size=None)
+        pool = corrects = None
+    if not by_batch and state is None:
         raise RuntimeError(
             "running_mean must be defined in evaluation mode, and running_var too: pass them, or "
             "training=True to normalize by the batch's own moments"
         )
     weight, bias = _flat(weight), _flat(bias)
-    running = None if running is None else (_flat(running[0]), _flat(running[1]))
     y, moments = normalize(
         input,
         weight,
         bias,
-        running=None if training else running,
+        running=None if by_batch or state is None else state[:2],
         residual=residual,
         mask=mask,
         form=form,
         track=track,
         out=input if inplace else None,
+        pool=pool if groups_of is None else None,
+        corrects=corrects,
     )
-    again = not torch.compiler.is_compiling() and in_backward()  # a checkpoint's
-    if track and running is not None and moments is not None and not again:
-        update_running(*running, moments, momentum, num_batches_tracked)
-    return y
+    if not track:
+        return y, None
+    if moments is None:  # the running statistics normalize, and follow all the same
+        with torch.no_grad():
+            backend = DIFFERENTIABLE if is_traced_or_transformed() else kernels.choose(input, form)
+            moments = backend.collect(input.detach(), mask, form)
+    elif groups_of is None:
+        return y, Tracked(moments)
+    moments = moments.detach().merged()
+    return y, Tracked(moments if pool is None else pool.moments(moments))
 
 
 def _flat(values: T) -> T:
@@ -179,8 +345,10 @@ def normalize(
     form: Form,
     track: bool = False,
     out: Tensor | None = None,
+    pool: Pool | None = None,
+    corrects: Corrects | None = None,
 ) -> tuple[Tensor, Moments | None]:
-    """Return y, and the batch's moments where those normalized it.
+    """Return y, and the moments that normalized it, where those were not the running ones.
 
     Args:
         x: The batch, checked.
@@ -192,9 +360,17 @@ def normalize(
         form: What does not change from call to call.
         track: Whether running statistics will follow the moments.
         out: Where y goes, maybe over `x`, or None for new memory; no gradient is recorded then.
+        pool: What else the moments are those of, or None.
+        corrects: What corrects them, or None.
     """
     recorded = is_recorded(x, weight, bias, residual)
+    between = pool is not None or corrects is not None
     if is_traced_or_transformed():
+        if between:
+            found, _ = steps.forward(
+                DIFFERENTIABLE, x, weight, bias, residual, mask, form, out, pool, corrects
+            )
+            return found.y, found.moments
         forward = DIFFERENTIABLE.forward
         if operators.serve(x, running is None or recorded, track):
             forward = operators.forward
@@ -206,61 +382,16 @@ def normalize(
     if recorded:
         # which `apply` would do: what is left of the tensors of transforms that ended
         x, weight, bias, residual = unwrap_dead_wrappers((x, weight, bias, residual))
-        with torch.no_grad():
-            found = backend.forward(x, weight, bias, residual, mask, form, running)
-        call = Call(found, backend, form, mask)
-        y = BatchNormNode.apply(x, weight, bias, residual, call)  # type: ignore[no-untyped-call]
-        return y, found.moments
-    found = backend.forward(x, weight, bias, residual, mask, form, running, out)
-    return found.y, found.moments
-
-
-def update_running(
-    running_mean: Tensor,
-    running_var: Tensor,
-    moments: Moments,
-    momentum: float | None,
-    num_batches_tracked: Tensor | None = None,
-) -> None:
-    """Move the running statistics towards a batch's moments, in place.
-
-        running = (1 - momentum) * running + momentum * batch,     var by m / (m - 1)
-
-    Moments of fewer than two values, or that are not finite, change nothing. No value is read back
-    from the device.
-
-    Args:
-        running_mean: (C,), updated.
-        running_var: (C,), updated; takes the unbiased variance.
-        moments: Of the batch.
-        momentum: How much the batch counts; None for the plain average over all batches.
-        num_batches_tracked: The number of updates, a scalar, updated.
-
-    Raises:
-        ValueError: `momentum` is None and there is no `num_batches_tracked`.
-    """
-    if not isinstance(moments.count, Tensor) and moments.count <= 1:
-        return
-    check_momentum(momentum, num_batches_tracked)
-    if not is_traced_or_transformed() and native.follow(
-        (running_mean, running_var), moments, momentum, num_batches_tracked
-    ):
-        return
-    moments = moments.detach()
-    mean, var = moments.mean, moments.var(correction=1)
-    rate: Tensor | float
-    if momentum is not None:
-        rate = momentum
-    elif num_batches_tracked is not None:
-        rate = 1 / (num_batches_tracked + 1).to(mean.dtype)
-    steps = [
-        ((batch - running) * rate).to(running.dtype)
-        for running, batch in ((running_mean, mean), (running_var, var))
-    ]
-    good = steps[0].isfinite().all() & steps[1].isfinite().all() & (moments.count > 1)
-    if is_compiling():
-        good = good & ~operators.is_recomputation(running_mean)
-    for running, step in zip((running_mean, running_var), steps, strict=True):
-        running.add_(torch.where(good, step, 0))
-    if num_batches_tracked is not None:
-        num_batches_tracked.add_(good)
+    correction: Correction | None = None
+    with torch.set_grad_enabled(False) if recorded else nullcontext():
+        if between:
+            found, correction = steps.forward(
+                backend, x, weight, bias, residual, mask, form, out, pool, corrects
+            )
+        else:
+            found = backend.forward(x, weight, bias, residual, mask, form, running, out)
+    if not recorded:
+        return found.y, found.moments
+    call = Call(found, backend, form, mask, pool, correction)
+    y = BatchNormNode.apply(x, weight, bias, residual, call)  # type: ignore[no-untyped-call]
+    return y, found.moments

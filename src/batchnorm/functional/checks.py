@@ -22,6 +22,12 @@ def check_on_small_batch(choice: OnSmallBatch) -> None:
         raise ValueError(f"on_small_batch is {choice!r}: expected 'error', 'running' or 'skip'")
 
 
+def check_ghost_size(size: int) -> None:
+    """Raise ValueError unless groups can have so many examples."""
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ValueError(f"ghost_size is {size!r}: expected a number of examples, 1 or more")
+
+
 def check_batch(
     x: Tensor,
     running_mean: Tensor | None,
@@ -34,6 +40,8 @@ def check_batch(
     form: Form,
 ) -> tuple[int, Tensor | None]:
     """Return the number of values per channel, and the mask as weights in the rank of `x`.
+
+    Of groups it is that of the smallest.
 
     Raises:
         TypeError: `x` is not of a real floating-point type.
@@ -84,7 +92,9 @@ def check_batch(
         )
     positions = list(x.shape)
     del positions[form.channel_dim]
-    return math.prod(positions), None if mask is None else _weights(mask, x, positions, form)
+    groups = form.groups(x.shape)
+    count = math.prod(positions) if groups is None else min(groups.lengths()) * groups.places
+    return count, None if mask is None else _weights(mask, x, positions, form)
 
 
 def check_inplace(x: Tensor, *others: Tensor | None) -> None:

@@ -26,7 +26,10 @@ from batchnorm.moments import Moments, statistics_dtype
 _LIBRARY = torch.library.Library("batchnorm", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 #: A `Form` in a schema, as `_numbers` gives it and `_form` takes it.
-_FORM = "int channel_dim, float eps, float correction, str? activation, float? parameter"
+_FORM = (
+    "int channel_dim, float eps, float correction, str? activation, float? parameter,"
+    " int? ghost_size"
+)
 _FORWARD = (
     "(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mask,"
     f" Tensor? running_mean, Tensor? running_var, {_FORM})"
@@ -105,17 +108,22 @@ def snapshot(buffer: Tensor) -> Tensor:
     return copy
 
 
-def _numbers(form: Form) -> tuple[int, float, float, str | None, float | None]:
+def _numbers(form: Form) -> tuple[int, float, float, str | None, float | None, int | None]:
     pair = (None, None) if form.activation is None else form.activation.pair
-    return form.channel_dim, form.eps, form.correction, *pair
+    return form.channel_dim, form.eps, form.correction, *pair, form.ghost_size
 
 
 @lru_cache(maxsize=256)
 def _form(
-    channel_dim: int, eps: float, correction: float, name: str | None, parameter: float | None
+    channel_dim: int,
+    eps: float,
+    correction: float,
+    name: str | None,
+    parameter: float | None,
+    ghost_size: int | None,
 ) -> Form:
     activation = None if name is None else Activation(name, parameter)
-    return Form(channel_dim, eps, correction, activation)
+    return Form(channel_dim, eps, correction, activation, ghost_size)
 
 
 def _run_forward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -134,10 +142,14 @@ def _run_forward(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _fake_forward(*arguments: Any) -> tuple[Tensor, ...]:
-    x, by_batch, channel_dim = arguments[0], arguments[5] is None, arguments[7]
-    mean = x.new_empty(x.shape[channel_dim], dtype=statistics_dtype(x.device))
-    m2, count = (mean, ()) if by_batch else (mean.new_empty(0), (0,))
-    return torch.empty_like(x), mean, *map(torch.empty_like, (mean, m2)), mean.new_empty(count)
+    x, by_batch, form = arguments[0], arguments[5] is None, _form(*arguments[7:])
+    mean = x.new_empty(x.shape[form.channel_dim], dtype=statistics_dtype(x.device))
+    if by_batch and (groups := form.groups(x.shape)) is not None:
+        mean = mean.new_empty(groups.number, *mean.shape)
+    m2, count = mean.new_empty(0), mean.new_empty(0)
+    if by_batch:
+        m2, count = mean, mean.new_empty(() if mean.ndim == 1 else (mean.shape[0], 1))
+    return torch.empty_like(x), mean, *map(torch.empty_like, (mean, m2)), count
 
 
 def _run_backward(dy: Tensor, *arguments: Any) -> list[Tensor]:
@@ -162,6 +174,7 @@ def _given(arguments: tuple[Any, ...]) -> tuple[Given, Tensor | None, Needs]:
 def _likenesses(given: Given, needs: Needs) -> list[tuple[Tensor, torch.dtype]]:
     """Return for each gradient that is wanted a tensor of its shape and layout, and its type."""
     x, mean, _, weight, bias, residual, *_ = given
+    mean = mean if mean.ndim == 1 else mean[0]
     pairs = (x, x), (mean, weight), (mean, bias), (x, residual)
     return [
         (like, v.dtype)
@@ -222,20 +235,35 @@ def _run_snapshot(buffer: Tensor) -> Tensor:
     return buffer.detach().clone()
 
 
-def _define(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Register an operator for all devices; `fake` returns what `run` does, but for the values."""
+def define(
+    name: str,
+    schema: str,
+    run: Callable[..., Any],
+    fake: Callable[..., Any],
+    differentiate: Callable[..., Any] | None = None,
+    keep: Callable[..., Any] | None = None,
+) -> None:
+    """Register an operator for all devices.
+
+    Args:
+        name: Of the operator.
+        schema: What it takes and returns.
+        run: The operator.
+        fake: Returns what `run` does, but for the values.
+        differentiate: Its backward pass, or None if it has none.
+        keep: Keeps what that needs.
+    """
     library: Any = _LIBRARY  # which has no types
     library.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
     library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"batchnorm::{name}", fake, lib=_LIBRARY)
+    if differentiate is not None:
+        torch.library.register_autograd(
+            f"batchnorm::{name}", differentiate, setup_context=keep, lib=_LIBRARY
+        )
 
 
-_define("forward", _FORWARD, _run_forward, _fake_forward)
-_define("backward", _BACKWARD, _run_backward, _fake_backward)
-_define(
-    "is_recomputation", "(Tensor like) -> Tensor", _run_is_recomputation, _fake_is_recomputation
-)
-_define("snapshot", "(Tensor buffer) -> Tensor", _run_snapshot, torch.empty_like)
-torch.library.register_autograd(
-    "batchnorm::forward", _differentiate, setup_context=_keep, lib=_LIBRARY
-)
+define("forward", _FORWARD, _run_forward, _fake_forward, _differentiate, _keep)
+define("backward", _BACKWARD, _run_backward, _fake_backward)
+define("is_recomputation", "(Tensor like) -> Tensor", _run_is_recomputation, _fake_is_recomputation)
+define("snapshot", "(Tensor buffer) -> Tensor", _run_snapshot, torch.empty_like)

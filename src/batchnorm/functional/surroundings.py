@@ -29,8 +29,7 @@ def is_traced_or_transformed() -> bool:
     """
     return (
         torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()  # as in `is_transformed`, but sooner
-        or forward_ad._current_level >= 0
+        or is_transformed()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._is_tracing()
     )

@@ -6,11 +6,15 @@
     apply_grad(dy, given, through)   -> dx, dresidual
 
 where g = dy * activation'(z), and z, the input of the activation, is computed anew from x. A merge
-may stand between the steps, so that whatever changes the moments composes with every backend. Where
-none does, two calls do all of it, and may read memory less often:
+may stand between the steps, so that whatever changes the moments composes with every backend (see
+`kernels.steps`). Where none does, two calls do all of it, and may read memory less often:
 
     forward(x, ...)                  -> y, moments          collect and normalize
     backward(dy, given, count, ...)  -> the gradients       reduce_grad and apply_grad
+
+Where the form has a `ghost_size`, each group of consecutive examples is normalized on its own (see
+`Groups` in `batchnorm.moments`): moments, mean, inverse_std and the two sums are then those of G
+groups, (G, C), counts are (G, 1); only the gradients that `backward` returns are summed over them.
 
 What returns y takes `out`, a tensor to return it in, as if by `out.copy_(y)`: it may be x itself,
 and overlap whatever else is given. A backend that overwrites x step by step must see to that.
@@ -23,7 +27,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from batchnorm.kernels.activations import Activation
-from batchnorm.moments import Moments
+from batchnorm.moments import Groups, Moments
 
 
 class Form(NamedTuple):
@@ -33,6 +37,11 @@ class Form(NamedTuple):
     eps: float = 1e-5
     correction: float = 0
     activation: Activation | None = None
+    ghost_size: int | None = None
+
+    def groups(self, shape: tuple[int, ...]) -> Groups | None:
+        """Return the groups that a batch of that shape is cut into, or None if it is not."""
+        return Groups.of(shape, self.channel_dim, self.ghost_size)
 
 
 class Given(NamedTuple):
@@ -96,18 +105,8 @@ class Gradients(NamedTuple):
     residual: Tensor | None
 
 
-class Backend(Protocol):
-    """One way to compute the four steps, and the two calls made of them."""
-
-    @property
-    def name(self) -> str:
-        """What it is called in messages, in `BATCHNORM_BACKEND` and in `bn.backend(...)`."""
-
-    def available(self) -> str | None:
-        """Return why this machine or installation cannot run it, or None if it can."""
-
-    def supports(self, x: Tensor, form: Form) -> str | None:
-        """Return why it cannot take this batch, or None if it can."""
+class Steps(Protocol):
+    """One way to compute the four steps."""
 
     def collect(self, x: Tensor, mask: Tensor | None, form: Form) -> Moments:
         """Return the moments of every channel."""
@@ -128,6 +127,20 @@ class Backend(Protocol):
 
             dx = weight * inverse_std * (g - mask * (through[0] + xhat * through[1]))
         """
+
+
+class Backend(Steps, Protocol):
+    """One way to compute the four steps, and the two calls made of them."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages, in `BATCHNORM_BACKEND` and in `bn.backend(...)`."""
+
+    def available(self) -> str | None:
+        """Return why this machine or installation cannot run it, or None if it can."""
+
+    def supports(self, x: Tensor, form: Form) -> str | None:
+        """Return why it cannot take this batch, or None if it can."""
 
     def forward(
         self,

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from batchnorm.kernels import steps
 from batchnorm.kernels.contract import Form, Found, Given, Gradients, Needs
 from batchnorm.moments import (
     Moments,
-    divide,
     over_channels,
     present,
     statistics_dtype,
@@ -45,7 +45,7 @@ class Eager:
 
     def collect(self, x: Tensor, mask: Tensor | None, form: Form) -> Moments:
         """Return the moments of every channel."""
-        return Moments.of(x, channel_dim=form.channel_dim, weights=mask)
+        return Moments.of(x, channel_dim=form.channel_dim, weights=mask, ghost_size=form.ghost_size)
 
     def normalize(self, given: Given, out: Tensor | None = None) -> Tensor:
         """Return y."""
@@ -59,9 +59,9 @@ class Eager:
         """Return the gradients of bias and weight."""
         ready = _prepare(given)
         g = _upstream(dy, ready, given)
-        sum_g = sum_positions(g, given.form.channel_dim).to(given.mean.dtype)
+        sum_g = _sums(g, given)
         product = torch.mul(g, ready.distance, out=self._over(ready.distance))
-        sum_distance = sum_positions(product, given.form.channel_dim).to(given.mean.dtype)
+        sum_distance = _sums(product, given)
         return sum_g, (sum_distance - ready.mean_rest * sum_g) * given.inverse_std
 
     def apply_grad(
@@ -100,29 +100,19 @@ class Eager:
         out: Tensor | None = None,
     ) -> Found:
         """Return y and what normalized it."""
-        moments = None
         if running is None:
-            moments = self.collect(x, mask, form)
-            mean, inverse_std = moments.mean, moments.inverse_std(form.eps, form.correction)
-        else:
-            kept = statistics_dtype(x.device)
-            mean = running[0].detach().to(kept, copy=True)
-            inverse_std = (running[1].detach().to(kept) + form.eps).rsqrt()
+            return steps.forward(self, x, weight, bias, residual, mask, form, out)[0]
+        kept = statistics_dtype(x.device)
+        mean = running[0].detach().to(kept, copy=True)
+        inverse_std = (running[1].detach().to(kept) + form.eps).rsqrt()
         given = Given(x, mean, inverse_std, weight, bias, residual, mask, form)
-        return Found(self.normalize(given, out), moments, mean, inverse_std)
+        return Found(self.normalize(given, out), None, mean, inverse_std)
 
     def backward(
         self, dy: Tensor, given: Given, count: Tensor | float | None, needs: Needs
     ) -> Gradients:
         """Return the gradients."""
-        dweight = dbias = dx = dresidual = through = None
-        if needs.weight or needs.bias or (needs.x and count is not None):
-            dbias, dweight = self.reduce_grad(dy, given)
-            if count is not None:
-                through = divide(dbias, count), divide(dweight, count - given.form.correction)
-        if needs.x or needs.residual:
-            dx, dresidual = self.apply_grad(dy, given, through)
-        return Gradients(dx, dweight, dbias, dresidual)
+        return steps.backward(self, dy, given, count, needs)
 
     def _over(self, temporary: Tensor) -> Tensor | None:
         """Return where a result may go: over a temporary of its size, or None for a new tensor."""
@@ -141,7 +131,7 @@ def _prepare(given: Given) -> _Ready:
     x = given.x.to(torch.promote_types(given.x.dtype, torch.float32))
     if given.mask is not None:
         x = present(x, given.mask)
-    near = given.mean.to(x.dtype)
+    near = given.mean.to(x.dtype)  # (C,), or (G, C), as all that follow
     scale = given.inverse_std if given.weight is None else given.inverse_std * given.weight
     return _Ready(x - _over_channels(near, x, given.form), given.mean - near, scale)
 
@@ -170,5 +160,12 @@ def _upstream(dy: Tensor, ready: _Ready, given: Given) -> Tensor:
 
 
 def _over_channels(values: Tensor, x: Tensor, form: Form) -> Tensor:
-    """Return a number a channel, (C,), in the precision of `x` and ready to broadcast over it."""
-    return over_channels(values.to(x.dtype), x.ndim, form.channel_dim)
+    """Return a number a channel in the precision of `x` and ready to broadcast over it."""
+    groups = form.groups(x.shape) if values.ndim > 1 else None
+    return over_channels(values.to(x.dtype), x.ndim, form.channel_dim, groups)
+
+
+def _sums(values: Tensor, given: Given) -> Tensor:
+    """Return the sums over the positions in the shape and the precision of the statistics."""
+    groups = given.form.groups(values.shape) if given.mean.ndim > 1 else None
+    return sum_positions(values, given.form.channel_dim, groups).to(given.mean.dtype)

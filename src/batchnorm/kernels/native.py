@@ -93,7 +93,8 @@ class Batch(NamedTuple):
         view: How they collapse to one of the two layouts of the kernels.
         steps: From outer position to outer position, and from channel to channel.
         plan: The kernels, set up for them.
-        numbers: A tensor of a number a channel, for others to be made like it.
+        numbers: A tensor of a number a channel, (C,) or of each group (G, C), for others to be made
+            like it.
         dense: Whether they fill the memory that they span, so that results lie as they do.
     """
 
@@ -114,18 +115,25 @@ def batch_of(
     eps: float,
     correction: float,
     activation: ActivationLike,
+    ghost_size: int | None,
 ) -> Batch | None:
     """Return what is needed of such batches, or None if the kernels do not take them.
 
-    The last four are those of a form, which would take as long to make as this takes to look up.
+    The last five are those of a form, which would take as long to make as this takes to look up.
     """
-    form = Form(channel_dim, eps, correction, Activation.parse(activation))
+    form = Form(channel_dim, eps, correction, Activation.parse(activation), ghost_size)
     if dtype not in TYPES or not -len(shape) <= channel_dim < len(shape):
         return None
     view = view_of(shape, strides, channel_dim)
     steps = None if view is None else steps_in(shape, strides, view)
     if view is None or steps is None:
         return None
+    groups = form.groups(shape)
+    number, group = 1, view.N
+    if groups is not None and groups.number > 1:
+        if view.outer[:1] != (groups.dim,):
+            return None
+        number, group = groups.number, view.N // groups.examples * groups.size
     name, parameter = (None, None) if form.activation is None else form.activation.pair
     plan = _native.Plan(
         view.planar,
@@ -133,6 +141,8 @@ def batch_of(
         view.N,
         view.C,
         view.S,
+        number,
+        group,
         _ACTIVATIONS[name],
         parameter or 0.0,
         eps,
@@ -141,7 +151,8 @@ def batch_of(
         strides,
         *steps,
     )
-    numbers = torch.empty(view.C, dtype=_WIDE, device="cpu")
+    size = (view.C,) if groups is None else (number, view.C)
+    numbers = torch.empty(size, dtype=_WIDE, device="cpu")
     return Batch(form, view, steps, plan, numbers, is_dense(shape, strides))
 
 
@@ -172,6 +183,11 @@ class Native:
         if type(x) is not Tensor and not isinstance(x, torch.nn.Parameter):
             return f"it does not look into {type(x).__name__}"
         if batch_of(x.shape, x.stride(), x.dtype, *form) is None:
+            if (
+                form.ghost_size is not None
+                and self.supports(x, form._replace(ghost_size=None)) is None
+            ):
+                return "the examples, of which groups are made, are not the outermost in memory"
             return "neither the channels nor the positions are contiguous in memory"
         return None
 
@@ -179,8 +195,8 @@ class Native:
         """Return the moments of every channel."""
         batch = _seen(x, form)
         mean, inverse_std, m2 = (torch.empty_like(batch.numbers) for _ in range(3))
-        count = _forward(batch, x, None, None, None, None, mask, (mean, inverse_std, m2), None)
-        return Moments(batch.view.N * batch.view.S if mask is None else count, mean, m2)
+        counts = _forward(batch, x, None, None, None, None, mask, (mean, inverse_std, m2), None)
+        return Moments(_count(batch, mask, counts), mean, m2)
 
     def normalize(self, given: Given, out: Tensor | None = None) -> Tensor:
         """Return y."""
@@ -208,8 +224,8 @@ class Native:
         dx = output_like(x, batch)
         dresidual = output_like(x, batch) if form.activation is not None else None
         sums = None if through is None else (_wide(through[0]), _wide(through[1]))
-        count = None if through is None else 1.0
-        _backward(batch, dy, given, dx, dresidual, sums, count, reduce=False)
+        counts = None if through is None else [1.0] * len(batch.plan.counts())
+        _backward(batch, dy, given, dx, dresidual, sums, counts, reduce=False)
         return dx, dy if dresidual is None else dresidual
 
     def forward(
@@ -233,9 +249,9 @@ class Native:
         m2 = torch.empty_like(mean) if running is None else None
         moments = None
         statistics = (mean, inverse_std, m2)
-        count = _forward(batch, x, y, weight, bias, residual, mask, statistics, running)
+        counts = _forward(batch, x, y, weight, bias, residual, mask, statistics, running)
         if m2 is not None:
-            moments = Moments(batch.view.N * batch.view.S if mask is None else count, mean, m2)
+            moments = Moments(_count(batch, mask, counts), mean, m2)
         return Found(y if out is None else _written(y, out), moments, mean, inverse_std)
 
     def backward(
@@ -253,19 +269,21 @@ class Native:
             dresidual = output_like(x, batch)
         if reduce:
             kind = _WIDE if weight is None else weight.dtype
-            dweight = torch.empty_like(
-                batch.numbers, dtype=kind if kind in _RUNNING_TYPES else _WIDE
-            )
+            kind = kind if kind in _RUNNING_TYPES else _WIDE
+            dweight = torch.empty(batch.view.C, dtype=kind, device="cpu")
             dbias = torch.empty_like(dweight)
-        number = None if count is None or not reduce else float(count)
-        _backward(batch, dy, given, dx, dresidual, None, number, reduce, dweight, dbias)
+        counts: list[float] | None = None
+        if count is not None and reduce:
+            counts = count.flatten().tolist() if isinstance(count, Tensor) else [float(count)]
+        _backward(batch, dy, given, dx, dresidual, None, counts, reduce, dweight, dbias)
         return Gradients(
             dx, dweight, dbias, dy if dresidual is None and needs.residual else dresidual
         )
 
 
 def follow(
-    running: tuple[Tensor, Tensor],
+    running_mean: Tensor,
+    running_var: Tensor,
     moments: Moments,
     momentum: float | None,
     num_batches_tracked: Tensor | None,
@@ -274,26 +292,18 @@ def follow(
 
     Returns False, and does nothing, if they cannot.
     """
-    (mean, var), own, m2, tracked = running, moments.mean, moments.m2, num_batches_tracked
-    if _native is None or not (own.is_cpu and own.dtype is _WIDE):
+    mean, m2 = moments.mean, moments.m2
+    if _native is None or not (mean.is_cpu and mean.dtype is _WIDE):
         return False
-    if type(mean) is not Tensor or type(var) is not Tensor or mean.dtype is not var.dtype:
+    if not are_buffers(running_mean, running_var, num_batches_tracked):
         return False
-    if mean.dtype not in _RUNNING_TYPES or not (mean.is_cpu and var.is_cpu):
-        return False
-    if not (mean.is_contiguous() and var.is_contiguous()):
-        return False
-    if tracked is not None and not (tracked.is_cpu and tracked.dtype is torch.int64):
-        return False
-    if not are_buffers(mean, var, tracked):
-        return False
-    _native.follow(
-        float(moments.count), mean.numel(), own.data_ptr(), m2.data_ptr(),
-        mean.data_ptr(), var.data_ptr(), TYPES[mean.dtype],
-        math.nan if momentum is None else momentum, 0 if tracked is None else tracked.data_ptr(),
+    moved: bool = _native.follow(
+        float(moments.count), mean.numel(), mean.data_ptr(), m2.data_ptr(), running_mean,
+        running_var, math.nan if momentum is None else momentum, num_batches_tracked,
     )  # fmt: skip
-    mark_written(mean, var, tracked)
-    return True
+    if moved:
+        mark_written(running_mean, running_var, num_batches_tracked)
+    return moved
 
 
 def are_buffers(*tensors: Tensor | None) -> bool:
@@ -322,8 +332,11 @@ def _forward(
     mask: Tensor | None,
     statistics: tuple[Tensor, Tensor, Tensor | None],
     running: tuple[Tensor, Tensor] | None,
-) -> float:
-    """Run the forward kernels: mean, inverse_std and m2 are written, or read if there is no m2."""
+) -> list[float]:
+    """Run the forward kernels: mean, inverse_std and m2 are written, or read if there is no m2.
+
+    Returns the counts that were counted, one a group.
+    """
     if residual is not None:
         residual = _fitting(residual, x, batch)
     mask = None if mask is None else _positions(mask, x, batch.view)
@@ -336,14 +349,21 @@ def _forward(
         running_mean = running_mean.resolve_neg().contiguous()
         running_var = running_var.resolve_neg().contiguous()
     strides = x.stride()
-    count: float = batch.plan.forward(
+    counts: list[float] = batch.plan.forward(
         torch.get_num_threads(), x.data_ptr(), *batch.steps,
         *_operand(y, strides, batch), *_operand(residual, strides, batch),
         _address(mask), _address(weight), _type(weight), _address(bias), _type(bias),
         mean.data_ptr(), inverse_std.data_ptr(), _address(m2),
         _address(running_mean), _address(running_var), _type(running_mean),
     )  # fmt: skip
-    return count
+    return counts
+
+
+def _count(batch: Batch, mask: Tensor | None, counts: list[float]) -> Tensor | float:
+    """Return the count of moments: a number, or (G, 1) of groups."""
+    if batch.numbers.ndim > 1:
+        return torch.tensor(counts, dtype=_WIDE, device="cpu").unsqueeze(1)
+    return batch.view.N * batch.view.S if mask is None else counts[0]
 
 
 def _backward(
@@ -353,7 +373,7 @@ def _backward(
     dx: Tensor | None,
     dresidual: Tensor | None,
     sums: tuple[Tensor, Tensor] | None,
-    count: float | None,
+    counts: list[float] | None,
     reduce: bool,
     dweight: Tensor | None = None,
     dbias: Tensor | None = None,
@@ -376,7 +396,7 @@ def _backward(
         *_operand(residual, strides, batch), _address(dresidual), _address(mask),
         _address(weight), _type(weight), _address(bias), _type(bias),
         mean.data_ptr(), inverse_std.data_ptr(),
-        reduce, count is not None, count or 0.0, _address(sum_g), _address(sum_g_xhat),
+        reduce, counts or [], _address(sum_g), _address(sum_g_xhat),
         _address(dweight), _type(dweight), _address(dbias), _type(dbias),
     )  # fmt: skip
 
@@ -480,7 +500,4 @@ def output_like(x: Tensor, batch: Batch) -> Tensor:
         result: Tensor = batch.plan.output()
     except MemoryError:  # or no more mappings: the allocator says it best, if it has none either
         return torch.empty_like(x)
-    poisoned = torch.are_deterministic_algorithms_enabled()
-    if poisoned and torch.utils.deterministic.fill_uninitialized_memory:  # type: ignore[attr-defined]
-        result.fill_(math.nan)  # as torch.empty does
     return result

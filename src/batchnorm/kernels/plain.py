@@ -19,6 +19,7 @@ from batchnorm.kernels import native
 from batchnorm.kernels.activations import ActivationLike
 from batchnorm.kernels.contract import Form
 from batchnorm.kernels.dispatch import NATIVE, is_served_by_native
+from batchnorm.moments import Moments
 
 _CLASSES = (Tensor, Parameter)
 
@@ -29,6 +30,8 @@ class Plain:
     Attributes:
         backend: The kernels in C++.
         mask: None.
+        pool: None.
+        correction: None.
         y: The result, on its way through autograd.
     """
 
@@ -36,6 +39,8 @@ class Plain:
 
     backend = NATIVE
     mask = None
+    pool = None
+    correction = None
     y: Tensor | None
 
     def __init__(self, found: Any, batch: native.Batch) -> None:
@@ -47,15 +52,26 @@ class Plain:
         return self._batch.form
 
     @property
-    def count(self) -> float | None:
+    def count(self) -> Tensor | float | None:
         """The number of values per channel, or None if the batch's moments did not normalize."""
         found = self._found
-        return float(found.count) if found.of_batch else None
+        if not found.of_batch:
+            return None
+        counts: list[float] = found.counts
+        if self.form.ghost_size is None:
+            return counts[0]
+        return torch.tensor(counts, dtype=torch.float64, device="cpu").unsqueeze(1)
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Return mean and inverse_std, (C,)."""
+        """Return mean and inverse_std, (C,), or those of groups, (G, C)."""
         mean, inverse_std = self._found.tensors()
+        if self.form.ghost_size is not None and mean.ndim == 1:
+            return mean.unsqueeze(0), inverse_std.unsqueeze(0)
         return mean, inverse_std
+
+    def moments(self) -> Moments:
+        """Return the moments of the batch, which `forward` was to keep."""
+        return Moments(*self._found.moments())
 
     def lead(
         self,
@@ -63,11 +79,18 @@ class Plain:
         running_var: Tensor,
         momentum: float | None,
         num_batches_tracked: Tensor | None,
-    ) -> None:
-        """Move the running statistics that `forward` was given towards the batch's moments."""
+    ) -> bool:
+        """Move running statistics towards the batch's moments, which `forward` was to keep.
+
+        Returns False, and does nothing, if these tensors have to be converted first.
+        """
+        if not native.are_buffers(running_mean, running_var, num_batches_tracked):
+            return False
         rate = math.nan if momentum is None else momentum
-        self._found.lead(running_mean, running_var, rate, num_batches_tracked)
-        native.mark_written(running_mean, running_var, num_batches_tracked)
+        moved: bool = self._found.lead(running_mean, running_var, rate, num_batches_tracked)
+        if moved:
+            native.mark_written(running_mean, running_var, num_batches_tracked)
+        return moved
 
     def backward(
         self,
@@ -98,12 +121,13 @@ def forward(
     bias: Tensor | None,
     running_mean: Tensor | None,
     running_var: Tensor | None,
-    num_batches_tracked: Tensor | None,
     training: bool,
+    track: bool,
     channel_dim: int,
     eps: float,
     correction: float,
     activation: ActivationLike,
+    ghost_size: int | None,
 ) -> tuple[Tensor, Plain] | None:
     """Return y and what else was found, or None if the call is not plain. Nothing is updated.
 
@@ -112,14 +136,15 @@ def forward(
         residual: Added before the activation, or None.
         weight: gamma, (C,), or None.
         bias: beta, (C,), or None.
-        running_mean: The running mean, (C,), or None; in training it can follow the batch's.
+        running_mean: The running mean, (C,), which normalizes where the batch's does not; or None.
         running_var: The running variance, likewise.
-        num_batches_tracked: The number of updates, a scalar, or None.
         training: Whether the batch's own moments normalize it.
+        track: Whether running statistics will follow those moments.
         channel_dim: The channels' dimension.
         eps: Added to the variance.
         correction: The variance that normalizes is divided by m - correction.
         activation: As a user names it.
+        ghost_size: Number of examples in a group; None for one group of all.
 
     Raises:
         ValueError: There is no such activation.
@@ -134,11 +159,9 @@ def forward(
     for values in given:
         if values is not None and (type(values) not in _CLASSES or values.is_neg()):
             return None
-    if training and not native.are_buffers(running_mean, running_var, num_batches_tracked):
-        return None
     try:
         batch = native.batch_of(
-            x.shape, x.stride(), x.dtype, channel_dim, eps, correction, activation
+            x.shape, x.stride(), x.dtype, channel_dim, eps, correction, activation, ghost_size
         )
     except TypeError:  # something that has no hash
         return None
@@ -147,7 +170,7 @@ def forward(
     try:
         found = batch.plan.forward_plain(
             torch.get_num_threads(), x, residual, weight, bias, running_mean, running_var,
-            num_batches_tracked, bool(training),
+            bool(training), track,
         )  # fmt: skip
     except MemoryError:  # the long way may find some
         return None

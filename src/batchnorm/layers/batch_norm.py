@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from batchnorm.functional import OnSmallBatch, batch_norm, check_on_small_batch
+from batchnorm.functional import (
+    OnSmallBatch,
+    State,
+    agree,
+    check_ghost_size,
+    check_on_small_batch,
+    follow,
+    run,
+    synchronized,
+)
+from batchnorm.half_life import half_life_of, momentum_from_half_life
 from batchnorm.kernels import Activation, ActivationLike
+from batchnorm.kernels.steps import Corrects, Pool
+from batchnorm.layers.ledger import Ledger
 from batchnorm.layers.naming import name_layer
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 _HALF_TYPES = (torch.float16, torch.bfloat16)
+
+#: Which moments normalize.
+Normalizing = Literal["mode", "batch", "running"]
+#: When the running statistics follow.
+Updating = Literal["training", "grad", "always", "never"]
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -46,6 +67,17 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             normalize by the `"running"` statistics, or `"skip"` the batch (xhat is 0). The last
             two update nothing.
         inplace: Whether the output is written over the input, where no gradient is recorded.
+        ghost_size: In training, so many consecutive examples are normalized on their own; see
+            `GhostBatchNorm`.
+        process_group: In training, the moments are those over all processes of this group, or of
+            the default one, `"world"`; see `SyncBatchNorm`.
+        statistics: Which moments normalize: the `"batch"`'s, the `"running"` ones, or, by
+            `"mode"`, the batch's in training and the running ones in evaluation.
+        update: When the running statistics follow: in `"training"`; in training, but not under
+            `torch.no_grad`, with `"grad"`; `"always"`; or `"never"`. The third setting, whether
+            the affine part is trained, is `requires_grad` of `weight` and `bias`.
+        half_life_batches: In place of `momentum`: after so many batches, half of what the running
+            statistics were is forgotten; momentum = 1 - 2^(-1 / half_life_batches).
 
     Shape:
         - input: any, with C channels along `channel_dim`
@@ -70,11 +102,20 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         Ioffe & Szegedy, Batch Normalization, 2015 (arXiv:1502.03167).
     """
 
-    channel_dim: int
-    activation: str | tuple[str, float] | None
-    correction: float
-    on_small_batch: OnSmallBatch
-    inplace: bool
+    # What a layer of torch.nn has when it is made one of these, by its class alone.
+    channel_dim: int = 1
+    activation: str | tuple[str, float] | None = None
+    correction: float = 0
+    on_small_batch: OnSmallBatch = "error"
+    inplace: bool = False
+    ghost_size: int | None = None
+    process_group: ProcessGroup | Literal["world"] | None = None
+    statistics: Normalizing = "mode"
+    update: Updating = "training"
+
+    #: Where a tool collects the moments that the running statistics would follow.
+    ledger: Ledger | None = None
+    _agreed = False
 
     #: The ranks that `forward` takes; None for all.
     ranks: tuple[int, ...] | None = None
@@ -95,7 +136,14 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         correction: float = 0,
         on_small_batch: OnSmallBatch = "error",
         inplace: bool = False,
+        ghost_size: int | None = None,
+        process_group: ProcessGroup | Literal["world"] | None = None,
+        statistics: Normalizing = "mode",
+        update: Updating = "training",
+        half_life_batches: float | None = None,
     ) -> None:
+        if half_life_batches is not None:
+            momentum = momentum_from_half_life(half_life_batches)
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
         )
@@ -104,6 +152,12 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         check_on_small_batch(on_small_batch)
         if on_small_batch == "running" and not track_running_stats:
             raise ValueError("on_small_batch='running' needs track_running_stats=True")
+        if ghost_size is not None:
+            check_ghost_size(ghost_size)
+        _check_choice("statistics", statistics, get_args(Normalizing))
+        _check_choice("update", update, get_args(Updating))
+        if statistics == "running" and not track_running_stats:
+            raise ValueError("statistics='running' needs track_running_stats=True")
         self._widen_statistics()
         parsed = Activation.parse(activation)
         self.channel_dim = channel_dim
@@ -111,6 +165,23 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         self.correction = correction
         self.on_small_batch = on_small_batch
         self.inplace = inplace
+        self.ghost_size = ghost_size
+        self.process_group = process_group
+        self.statistics = statistics
+        self.update = update
+
+    @property
+    def half_life_batches(self) -> float | None:
+        """After how many batches half of the running statistics is forgotten; None if never.
+
+        (1 - momentum)^h = 1/2; with momentum=None, an average over all batches, none is forgotten.
+
+        Example:
+            >>> import batchnorm as bn
+            >>> bn.BatchNorm(3, half_life_batches=10).half_life_batches
+            10.0
+        """
+        return None if self.momentum is None else half_life_of(self.momentum)
 
     def forward(
         self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None
@@ -152,28 +223,52 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         buffers, parameters = self._buffers, self._parameters
         weight = parameters["weight"] if "weight" in parameters else self.weight  # noqa: SIM401
         bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401
-        running_mean = buffers["running_mean"]
-        track = self.training and self.track_running_stats
-        use_running = track or not self.training
-        by_batch = self.training or running_mean is None
-        return batch_norm(
-            input,
-            running_mean if use_running else None,
-            buffers["running_var"] if use_running else None,
-            weight,
-            bias,
-            by_batch,
-            self.momentum,
-            self.eps,
-            residual=residual,
-            mask=mask,
-            activation=self.activation,
-            correction=self.correction,
-            channel_dim=self.channel_dim,
-            on_small_batch=self.on_small_batch,
-            inplace=self.inplace,
-            num_batches_tracked=buffers["num_batches_tracked"] if track else None,
+        mean, var = buffers["running_mean"], buffers["running_var"]
+        state = None
+        if mean is not None and var is not None:
+            state = State(mean, var, buffers["num_batches_tracked"])
+        by_batch = self.statistics == "batch" or (
+            self.statistics == "mode" and (self.training or state is None)
         )
+        track = state is not None and self.track_running_stats and self._is_updating()
+        pool = corrects = None
+        if by_batch or track:
+            pool = self._pool(input.device)
+            corrects = self._corrects(state)
+        y, found = run(
+            input, state, weight, bias, residual, mask, by_batch, track, self.channel_dim,
+            self.eps, self.correction, self.activation, self.ghost_size, self.on_small_batch,
+            self.inplace, pool, corrects,
+        )  # fmt: skip
+        if found is not None and state is not None:
+            if self.ledger is None:
+                follow(found, state, self.momentum)
+            else:
+                self.ledger.add(found)
+        return y
+
+    def _is_updating(self) -> bool:
+        """Return whether the running statistics follow now."""
+        update = self.update
+        if update == "training":
+            return self.training
+        if update == "grad":
+            return self.training and torch.is_grad_enabled()
+        return update == "always"
+
+    def _pool(self, device: torch.device) -> Pool | None:
+        """Return the other processes to normalize with, if there are any."""
+        if self.process_group is None:
+            return None
+        pool = synchronized(self.process_group)
+        if pool is not None and not self._agreed and not torch.compiler.is_compiling():
+            agree(pool, self.num_features, device)
+            self._agreed = True
+        return pool
+
+    def _corrects(self, state: State | None) -> Corrects | None:
+        """Return what corrects the moments of a batch: see `BatchRenorm`."""
+        return None
 
     def _check_input_dim(self, input: Tensor) -> None:
         if self.ranks is not None and input.dim() not in self.ranks:
@@ -188,8 +283,14 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             "correction": 0,
             "on_small_batch": "error",
             "inplace": False,
+            "ghost_size": None,
+            "process_group": None,
+            "statistics": "mode",
+            "update": "training",
         }
         given = {name: getattr(self, name) for name in ours}
+        if given["process_group"] not in (None, "world"):
+            given["process_group"] = f"{self.process_group.size()} processes"  # type: ignore[union-attr]
         changed = [f"{name}={given[name]!r}" for name in ours if given[name] != ours[name]]
         return ", ".join([super().extra_repr(), *changed])  # type: ignore[no-untyped-call]
 
@@ -202,6 +303,14 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
                 self._buffers[name] = exact.to(after.device, _wide(exact.dtype))
         return self
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> BatchNorm:
+        new = self.__new__(type(self))
+        memo[id(self)] = new
+        if not isinstance(self.process_group, str | None):  # which stays the same one
+            memo[id(self.process_group)] = self.process_group
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return new
+
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
         self._widen_statistics()  # load_state_dict(..., assign=True) takes whatever type it finds
@@ -213,6 +322,11 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     def _running(self) -> dict[str, Tensor]:
         names = ("running_mean", "running_var")
         return {name: b for name in names if (b := self._buffers.get(name)) is not None}
+
+
+def _check_choice(name: str, choice: str, choices: tuple[str, ...]) -> None:
+    if choice not in choices:
+        raise ValueError(f"{name} is {choice!r}: expected one of {', '.join(map(repr, choices))}")
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -30,7 +30,12 @@ struct Call {
     Type type;
     bool planar;
     std::int64_t N, C, S;
+    // The batch is cut into groups of `group` outer positions, of which the last has what is left, and
+    // each is normalized on its own: what is (C) here is then (groups, C). See groups.h.
+    std::int64_t groups = 1, group = 0;
+    std::int64_t values;          // of the whole batch, of which this may be a group
     int threads;
+    int beside = 1;               // so many calls run at once, and share the caches
     Activation activation;
     double parameter;
     PerChannel weight, bias;      // (C)
@@ -47,7 +52,7 @@ struct Forward : Call {
     PerChannel running_mean, running_var;  // (C): what to normalize by, or none
     double eps, correction;
     double* m2 = nullptr;     // (C), out
-    double* count = nullptr;  // one number, out
+    double* count = nullptr;  // one number a group, out
 };
 
 // dx, and the gradients of weight and bias, from dy.
@@ -55,7 +60,8 @@ struct Backward : Call {
     Tensor dy, dx, dresidual;    // no dx: only reduce
     bool reduce;                 // sum_g and sum_g_xhat are computed, and are there otherwise
     bool through;                // the moments depend on x
-    double count, correction;    // what the sums are divided by
+    const double* count = nullptr;  // one number a group: what the sums are divided by,
+    double correction;              // and what is taken off it first
     double* sum_g = nullptr;       // (C), in or out
     double* sum_g_xhat = nullptr;  // (C), in or out
 };

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cmath>
+#include <deque>
 #include <type_traits>
 
 #include <omp.h>
@@ -19,8 +20,8 @@ using batchnorm::PerChannel;
 using batchnorm::Type;
 
 // Whether results go past the caches, as they do where a batch and its result take a quarter of the last
-// one. That is far away on large processors: what reads the result next included, this is the faster
-// way from about 3 MB on (measured on a Xeon, 2 cores).
+// one. That is far away on large processors, and what reads the result next is not much slower; see
+// benchmarks/streaming.py.
 inline bool goes_past_cache(int64_t bytes) { return 8 * bytes >= batchnorm::cache_bytes(); }
 
 // Calls f(c, number) for channels, in double.
@@ -52,7 +53,7 @@ template <class T> struct Driver {
     Driver(const Call& call, const Operands<T>& operands, bool through)
         : call(call), operands(operands), geometry(operands.geometry),
           options{call.activation, call.parameter, through},
-          past(goes_past_cache(call.N * call.C * call.S * sizeof(T))),
+          past(goes_past_cache(call.values * sizeof(T))),
           pitch(ceil_divide(geometry.width, 16) * 16), memory(5 * pitch), near(memory.get()),
           scale(near + pitch), shift(scale + pitch), offset(shift + pitch), slope(offset + pitch),
           k{near, scale, shift, offset, slope} {
@@ -107,41 +108,49 @@ template <class T> struct Driver {
         const int64_t row_bytes = bytes_a_value * call.x.outer;
         const bool scattered = !geometry.planar && groups > 1 && row_bytes >= 4096 && call.N > 256;
         const bool at_once = sums && puts && even && !scattered &&
-                             own <= batchnorm::cache_bytes() / (2 * threads);
-        const auto work = [&] {
-            Scratch<A> scratch(geometry.group);
+                             own <= batchnorm::cache_bytes() / (2 * threads * call.beside);
+        std::deque<Scratch<A>> scratches;  // made here: what fails in a team cannot be caught outside
+        for (int t = 0; t < threads; ++t) scratches.emplace_back(geometry.group);
+        const auto work = [&](int64_t me, int64_t team) {
+            Scratch<A>& scratch = scratches[me];
+            // each thread has its part of the tasks, and nothing here binds to a team further out
+            const auto mine = [&](int64_t tasks, auto f) {
+                for (int64_t t = part(tasks, me, team); t < part(tasks, me + 1, team); ++t) f(t);
+            };
+            const auto wait_for_all = [&] {
+                if (team == 1) return;
+#pragma omp barrier
+            };
             if (at_once) {
-#pragma omp for schedule(static)
-                for (int64_t g = 0; g < groups; ++g) {
+                mine(groups, [&](int64_t g) {
                     if (sums)
                         for (int64_t k = 0; k < chunks; ++k) sum(geometry.span(g, k), k, scratch);
                     const int64_t c0 = g * geometry.group;
                     ready(c0, least(call.C, c0 + geometry.group));
                     if (puts)
                         for (int64_t k = chunks; k-- > 0;) put(geometry.span(g, k));
-                }
+                });
             } else {
+                const int64_t tasks = groups * chunks;
                 if (sums) {
-#pragma omp for schedule(static)
-                    for (int64_t t = 0; t < groups * chunks; ++t)
-                        sum(geometry.span(t % groups, t / groups), t / groups, scratch);
+                    mine(tasks, [&](int64_t t) { sum(geometry.span(t % groups, t / groups), t / groups, scratch); });
+                    wait_for_all();
                 }
                 constexpr int64_t some = 64;
-#pragma omp for schedule(static)
-                for (int64_t c = 0; c < call.C; c += some) ready(c, least(call.C, c + some));
+                mine(ceil_divide(call.C, some),
+                     [&](int64_t t) { ready(t * some, least(call.C, (t + 1) * some)); });
+                wait_for_all();
                 if (puts) {
                     // each thread has the part that it summed, and goes through it backwards
-                    const int64_t tasks = groups * chunks, team = omp_get_num_threads();
-                    const int64_t me = omp_get_thread_num();
                     const int64_t begin = part(tasks, me, team), end = part(tasks, me + 1, team);
                     for (int64_t t = end; t-- > begin;) put(geometry.span(t % groups, t / groups));
                 }
             }
             if (past) fence();
         };
-        if (threads == 1) return work();  // a small batch, for which even a team of one takes long
+        if (threads == 1) return work(0, 1);  // a small batch, for which even a team of one takes long
 #pragma omp parallel num_threads(threads)
-        work();
+        work(omp_get_thread_num(), omp_get_num_threads());
     }
 
 private:
@@ -151,7 +160,7 @@ private:
             for (int64_t c = c0; c < c1; ++c) ((arrays[i + c] = arrays[c]), ...);
     }
 
-    // Where the part of a thread begins in a static schedule: the first ones have one more.
+    // Where the part of a thread begins: the first ones have one more.
     static int64_t part(int64_t tasks, int64_t me, int64_t team) {
         return me * (tasks / team) + least(me, tasks % team);
     }
@@ -261,7 +270,7 @@ template <class T, bool Planar> void backward(const Backward& call) {
                 sum_g_xhat[c] = (sum_g_xhat[c] - rest * sum_g[c]) * call.inverse_std[c];
             }
         }
-        if (call.through) driver.set_through(c0, c1, sum_g, sum_g_xhat, call.count, call.count - call.correction);
+        if (call.through) driver.set_through(c0, c1, sum_g, sum_g_xhat, *call.count, *call.count - call.correction);
     };
     const int64_t bytes = sizeof(T) * (call.residual.data ? 3 : 2);
     with_variant(variant_of(call, true), [&](auto variant) {

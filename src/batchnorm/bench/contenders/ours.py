@@ -98,12 +98,12 @@ class Mapped:
         mean, inverse_std, m2 = (torch.empty_like(weight, dtype=torch.float64) for _ in range(3))
         sums = [torch.empty_like(weight), torch.empty_like(bias)]
         given = Given(x, mean, inverse_std, weight, bias, None, None, form)
-        count = x.numel() / len(weight)
+        counts = [x.numel() / len(weight)]
 
         def both() -> tuple[Tensor, ...]:
             statistics = (mean, inverse_std, m2)
             native._forward(batch, x, y, weight, bias, None, None, statistics, None)
-            native._backward(batch, dy, given, dx, None, None, count, True, *sums)
+            native._backward(batch, dy, given, dx, None, None, counts, True, *sums)
             return y, dx, *sums
 
         return Step(both)

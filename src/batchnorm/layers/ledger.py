@@ -1,0 +1,40 @@
+"""Where the moments of several calls of a layer come together, before anything follows them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from batchnorm.functional import Plain, Tracked, is_recomputed
+from batchnorm.moments import Moments
+
+
+class Ledger:
+    """The moments of all calls of a layer since it was opened, merged.
+
+    A batch that is not finite, and a recomputation of a checkpoint, add nothing. No value is read
+    back from the device.
+
+    Attributes:
+        total: The moments, or None if the layer did not run.
+        batches: The number of batches among them.
+    """
+
+    total: Moments | None = None
+    batches: Tensor | int = 0
+
+    def add(self, found: Plain | Tracked) -> None:
+        """Add what a call found."""
+        again = is_recomputed(found)
+        if again is True:
+            return
+        moments = found.moments().detach()
+        good = moments.mean.isfinite().all() & moments.m2.isfinite().all()
+        if again is not False:
+            good = good & ~again
+        count, mean, m2 = (
+            torch.where(good, v, 0) for v in (moments.count, moments.mean, moments.m2)
+        )
+        kept = Moments(count, mean, m2)
+        self.total = kept if self.total is None else self.total + kept
+        self.batches = self.batches + (good & (count > 0))
