@@ -19,6 +19,18 @@ from batchnorm.layers import (
     SyncBatchNorm,
     domain,
 )
+from batchnorm.models import (
+    assert_statistics_agree,
+    big_batch,
+    calibrate,
+    freeze,
+    merge_statistics,
+    reduce_statistics,
+    synchronize,
+    transaction,
+    unfreeze,
+    unsynchronize,
+)
 from batchnorm.moments import Moments
 
 __version__ = "0.1.0"
@@ -35,8 +47,18 @@ __all__ = [
     "Moments",
     "State",
     "SyncBatchNorm",
+    "assert_statistics_agree",
     "backend",
     "backends",
     "batch_norm",
+    "big_batch",
+    "calibrate",
     "domain",
+    "freeze",
+    "merge_statistics",
+    "reduce_statistics",
+    "synchronize",
+    "transaction",
+    "unfreeze",
+    "unsynchronize",
 ]

@@ -293,8 +293,8 @@ def run(
                 "variance of one value is unknown. Leave out the last, smaller batch "
                 '(drop_last=True), or choose on_small_batch="running" or "skip"'
             )
-        track = False
         by_batch = on_small_batch == "skip"
+        track = track and not by_batch  # its one value may be one of many
         mask = input.new_zeros([1] * input.ndim) if by_batch else mask
         form = form._replace(ghost_size=None)
         pool = corrects = None

@@ -39,9 +39,14 @@ class Synchronized:
         if not isinstance(count, Tensor):
             count = torch.full((), count, dtype=mean.dtype, device=mean.device)
         row = torch.cat([count.to(mean.dtype).reshape(1), mean, own.m2])
-        rows = torch.ops.batchnorm.gather.default(row, self.group.group_name)
+        rows = self.gather(row)
         channels = mean.shape[0]
-        return Moments(rows[:, :1], *rows[:, 1:].split(channels, 1)).merged()
+        return Moments(rows[:, :1], *torch.split(rows[:, 1:], channels, 1)).merged()
+
+    def gather(self, row: Tensor) -> Tensor:
+        """Return the rows of all processes, (P, ...), in the order of their ranks."""
+        rows: Tensor = torch.ops.batchnorm.gather.default(row, self.group.group_name)
+        return rows
 
     def sums(self, sum_g: Tensor, sum_g_xhat: Tensor) -> tuple[Tensor, Tensor]:
         """Return the two sums over all processes."""
@@ -71,18 +76,19 @@ def synchronized(processes: ProcessGroup | Literal["world"] | None) -> Synchroni
     return None if group.size() == 1 else Synchronized(group)
 
 
-def agree(pool: Synchronized, channels: int, device: torch.device) -> None:
-    """Raise RuntimeError on every process unless all of them have as many channels.
+def agree(
+    pool: Synchronized, number: int, device: torch.device, of: str = "layers of unequal channels"
+) -> None:
+    """Raise RuntimeError on every process unless all of them have the same number of something.
 
     It is one collective and reads its result, so it is for the first call of a layer: after that,
     collectives of unequal sizes would hang, or fail with words that help nobody.
     """
-    own = torch.tensor([channels], device=device)
-    found = torch.ops.batchnorm.gather.default(own, pool.group.group_name).flatten().tolist()
+    found = pool.gather(torch.tensor([number], device=device)).flatten().tolist()
     if len(set(found)) > 1:
-        each = ", ".join(f"rank {rank} has {number}" for rank, number in enumerate(found))
+        each = ", ".join(f"rank {rank} has {size}" for rank, size in enumerate(found))
         raise RuntimeError(
-            f"the processes of this group synchronize layers of unequal channels: {each}. Build "
+            f"the processes of this group synchronize {of}: {each}. Build "
             "the same model on every process, and call its layers in the same order"
         )
 
@@ -108,7 +114,9 @@ def _run_gather(row: Tensor, name: str) -> Tensor:
             rows[group.rank()] = row
             dist.all_reduce(rows, group=group)
         else:
-            dist.all_gather_into_tensor(rows, row.contiguous(), group=group)
+            name = "all_gather_single"  # called all_gather_into_tensor before torch 2.13
+            gather = getattr(dist, name, None) or dist.all_gather_into_tensor
+            gather(rows.view(-1), row.contiguous(), group=group)  # gloo knows no stacks
     except RuntimeError as error:
         _explain(error, group, "gathered the moments")
     return rows

@@ -115,6 +115,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     #: Where a tool collects the moments that the running statistics would follow.
     ledger: Ledger | None = None
+    #: What a tool lets a batch be normalized together with, in place of other processes.
+    pooled: Callable[[], Pool] | None = None
     _agreed = False
 
     #: The ranks that `forward` takes; None for all.
@@ -257,7 +259,9 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         return update == "always"
 
     def _pool(self, device: torch.device) -> Pool | None:
-        """Return the other processes to normalize with, if there are any."""
+        """Return what else to normalize with: other processes, if there are any."""
+        if self.pooled is not None:
+            return self.pooled()
         if self.process_group is None:
             return None
         pool = synchronized(self.process_group)

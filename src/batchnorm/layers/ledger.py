@@ -32,9 +32,9 @@ class Ledger:
         good = moments.mean.isfinite().all() & moments.m2.isfinite().all()
         if again is not False:
             good = good & ~again
-        count, mean, m2 = (
-            torch.where(good, v, 0) for v in (moments.count, moments.mean, moments.m2)
-        )
-        kept = Moments(count, mean, m2)
+        count, mean, m2 = moments.count, moments.mean, moments.m2
+        if not isinstance(count, Tensor):
+            count = mean.new_full((), count)
+        kept = Moments(*(torch.where(good, v, 0) for v in (count, mean, m2)))
         self.total = kept if self.total is None else self.total + kept
-        self.batches = self.batches + (good & (count > 0))
+        self.batches = self.batches + (good & (count > 0)).to(torch.int64)

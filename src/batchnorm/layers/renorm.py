@@ -108,7 +108,7 @@ class BatchRenorm(BatchNorm):
         return f"{super().extra_repr()}, r_max={self.r_max}, d_max={self.d_max}"
 
     def _corrects(self, state: State | None) -> Corrected | None:
-        if state is None:
+        if state is None or self.statistics != "mode":  # the batch's own were asked for
             return None
         renorm = Renorm(state.running_mean, state.running_var, *self.limits(), self.eps)
         return Corrected(renorm, self._recent)

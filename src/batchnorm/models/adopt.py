@@ -1,0 +1,70 @@
+"""Layers of torch.nn that are ours for as long as a tool needs it.
+
+Our layers are subclasses of theirs with the same parameters and buffers, and what is new has its
+default in the class. So it takes no more than another class to make one of the other, in place:
+the names, the hooks, the optimizer's parameters stay what they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from batchnorm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
+
+_OURS: dict[type[_BatchNorm], type[BatchNorm]] = {
+    nn.BatchNorm1d: BatchNorm1d,
+    nn.BatchNorm2d: BatchNorm2d,
+    nn.BatchNorm3d: BatchNorm3d,
+    nn.SyncBatchNorm: SyncBatchNorm,
+}
+
+#: What an adopted layer remembers: its class, its process group, and which tools hold it.
+_MEMORY = "_adopted"
+#: What tools set on a layer, beside that.
+_SET = ("_agreed", "ledger", "on_small_batch", "pooled", "process_group", "statistics", "update")
+
+
+def adopt(name: str, layer: _BatchNorm, holder: str) -> BatchNorm:
+    """Return the layer as one of ours, which it is from now on, until its holders let it go.
+
+    Args:
+        name: Its name in the model.
+        layer: The layer, changed in place if it is one of `torch.nn`.
+        holder: Which tool needs it.
+
+    Raises:
+        TypeError: It is a subclass of which nobody knows what its forward does.
+    """
+    if isinstance(layer, BatchNorm):
+        if _MEMORY in layer.__dict__:
+            layer.__dict__[_MEMORY][2].add(holder)
+        return layer
+    ours = _OURS.get(type(layer))
+    if ours is None:
+        raise TypeError(
+            f"{name!r} is a {type(layer).__name__}, which is neither one of batchnorm nor exactly "
+            "one of torch.nn, so what its forward does is not known: leave it out by where="
+        )
+    own: dict[str, Any] = {}
+    if isinstance(layer, nn.SyncBatchNorm):
+        own = {"process_group": layer.process_group}
+        layer.process_group = layer.process_group or "world"
+    layer.__dict__[_MEMORY] = type(layer), own, {holder}
+    layer.__class__ = ours
+    assert isinstance(layer, BatchNorm)
+    return layer
+
+
+def let_go(layer: BatchNorm, holder: str) -> None:
+    """Make the layer what it was, if no other tool holds it."""
+    stock, own, holders = layer.__dict__.get(_MEMORY, (None, {}, {holder}))
+    holders.discard(holder)
+    if stock is None or holders:
+        return
+    for name in (_MEMORY, *_SET):
+        layer.__dict__.pop(name, None)
+    layer.__dict__.update(own)
+    layer.__class__ = stock

@@ -1,0 +1,114 @@
+"""Synchronizing the batch norms of a model over processes, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from torch import nn
+
+from batchnorm.layers import BatchNorm
+from batchnorm.models.adopt import adopt, let_go
+from batchnorm.models.report import Report
+from batchnorm.models.walk import Where, batch_norms
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_BEFORE = "_before_synchronizing"
+
+
+@dataclass(repr=False)
+class SynchronizeReport(Report):
+    """Which layers were synchronized."""
+
+    verb = "synchronized"
+
+
+@dataclass(repr=False)
+class UnsynchronizeReport(Report):
+    """Which layers are local again."""
+
+    verb = "local"
+
+
+def synchronize(
+    model: nn.Module,
+    process_group: ProcessGroup | Literal["world"] = "world",
+    *,
+    where: Where = None,
+) -> SynchronizeReport:
+    """Let the batch norms of a model normalize by the moments over a group of processes.
+
+    The layers stay the same objects, with their parameters, buffers, hooks, eps and momentum; see
+    `SyncBatchNorm` for what they do then. It can be called before `torch.distributed` is
+    initialized, and on the CPU.
+
+    Args:
+        model: The model, changed in place.
+        process_group: The processes; the default group if left out.
+        where: Which layers; see `freeze`.
+
+    Returns:
+        What was synchronized.
+
+    Raises:
+        ValueError: `where` names no layer.
+        TypeError: A layer is of a class of which nobody knows what its forward does.
+
+    Example:
+        >>> import batchnorm as bn
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        >>> bn.synchronize(model)
+        1 synchronized: 1
+        >>> bn.unsynchronize(model)
+        1 local: 1
+        >>> type(model[1])
+        <class 'torch.nn.modules.batchnorm.BatchNorm2d'>
+    """
+    report = SynchronizeReport()
+    for name, layer in batch_norms(model, where).items():
+        ours = adopt(name, layer, "synchronize")
+        ours.__dict__.setdefault(_BEFORE, ours.process_group)
+        ours.process_group = process_group
+        ours._agreed = False
+        report.done.append(name)
+    return report
+
+
+def unsynchronize(model: nn.Module, *, where: Where = None) -> UnsynchronizeReport:
+    """Make the batch norms of a model local: those that `synchronize` changed are what they were.
+
+    Layers that were made as `SyncBatchNorm`, ours or that of `torch.nn`, become local as well; ours
+    by its setting, and that of `torch.nn`, which has no such setting, by becoming a `BatchNorm`.
+
+    Args:
+        model: The model, changed in place.
+        where: Which layers; see `freeze`.
+
+    Returns:
+        What is local now, and what was left, with the reason.
+
+    Raises:
+        ValueError: `where` names no layer.
+
+    Example:
+        >>> import batchnorm as bn
+        >>> layer = bn.SyncBatchNorm(3)
+        >>> bn.unsynchronize(layer), layer.process_group
+        (1 local: itself, None)
+    """
+    report = UnsynchronizeReport()
+    for name, found in batch_norms(model, where).items():
+        layer = found
+        if isinstance(found, nn.SyncBatchNorm):
+            layer = adopt(name, found, "unsynchronize")
+        if not isinstance(layer, BatchNorm) or layer.process_group is None:
+            report.left[name] = "it was local"
+            continue
+        layer.process_group = layer.__dict__.pop(_BEFORE, None)
+        layer._agreed = False
+        let_go(layer, "synchronize")
+        report.done.append(name)
+    return report

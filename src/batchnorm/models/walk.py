@@ -1,0 +1,51 @@
+"""The one walk over a model: which batch norms it has, under which names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+#: Which layers: all; those whose name matches a pattern, as "layer4.*", or one of several; or those
+#: of which a function of the name and the layer says so.
+Where = str | Iterable[str] | Callable[[str, _BatchNorm], bool] | None
+
+
+def batch_norms(model: nn.Module, where: Where = None) -> dict[str, _BatchNorm]:
+    """Return the batch norms of a model, ours and those of `torch.nn`, each under its first name.
+
+    Args:
+        model: The model, or a layer itself, whose name is then empty.
+        where: Which of them.
+
+    Raises:
+        ValueError: `where` names none.
+
+    Example:
+        >>> import batchnorm as bn
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(3, 5), bn.BatchNorm(5), nn.BatchNorm1d(5))
+        >>> list(batch_norms(model)), list(batch_norms(model, "1"))
+        (['1', '2'], ['1'])
+    """
+    found = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
+    if where is None:
+        return found
+    if callable(where):
+        chosen = {name: layer for name, layer in found.items() if where(name, layer)}
+    else:
+        patterns = [where] if isinstance(where, str) else list(where)
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in found):
+                raise ValueError(
+                    f"where has {pattern!r}, which is the name of no batch norm of this "
+                    f"{type(model).__name__}; it has {', '.join(map(repr, found)) or 'none'}"
+                )
+        chosen = {
+            name: layer
+            for name, layer in found.items()
+            if any(fnmatchcase(name, pattern) for pattern in patterns)
+        }
+    return chosen
