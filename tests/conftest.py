@@ -1,5 +1,9 @@
 """What every test starts from: one seed, and fresh memory that is poisoned with NaN."""
 
+import os
+
+os.environ["KERAS_BACKEND"] = "torch"  # read when Keras is first imported
+
 import pytest
 import torch
 from hypothesis import settings

@@ -5,6 +5,7 @@ import batchnorm as bn
 layer = bn.BatchNorm2d(64, activation="relu")  # takes the place of torch.nn.BatchNorm2d + ReLU
 """
 
+from batchnorm.conventions import from_flax, from_keras, to_flax, to_keras
 from batchnorm.functional import State, batch_norm
 from batchnorm.kernels import backend, backends
 from batchnorm.layers import (
@@ -55,9 +56,13 @@ __all__ = [
     "calibrate",
     "domain",
     "freeze",
+    "from_flax",
+    "from_keras",
     "merge_statistics",
     "reduce_statistics",
     "synchronize",
+    "to_flax",
+    "to_keras",
     "transaction",
     "unfreeze",
     "unsynchronize",
