@@ -8,7 +8,7 @@ from bench.small import small_case
 import batchnorm as bn
 from batchnorm.bench.cases import BOTH, DTYPES, FUSIONS, MODES, PEERS, RELU
 from batchnorm.bench.check import check
-from batchnorm.bench.contenders import BASE, MAPPED, NATIVE, contenders
+from batchnorm.bench.contenders import BASE, GHOST, MAPPED, NATIVE, contenders
 from batchnorm.bench.contenders import PEERS as BY_NAME
 from batchnorm.bench.errors import BenchError
 from batchnorm.bench.problem import pose
@@ -24,7 +24,8 @@ def agree(contender, case):
     step = contender.step(case, posed)
     for _ in range(2):  # it returns the same each time
         found = step.read(step.call())
-        check(contender.name, contender.ours, case.problem, found, posed.answers[case.mode])
+        answers = step.answers or posed.answers[case.mode]
+        check(contender.name, contender.ours, case.problem, found, answers)
         assert found[0].dtype == posed.x.dtype
         assert len(found) == (1 if case.mode != BOTH else 4 + (posed.residual is not None))
 
@@ -42,6 +43,14 @@ def test_torch_and_ours(contender, shape, layout, dtype, fusion, mode):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_kernels_alone(shape, layout, dtype):
     agree(MAPPED, small_case(shape, layout, dtype))
+
+
+@pytest.mark.parametrize(("shape", "layout"), [((40, 5), "NC"), ((36, 3, 7, 5), "NHWC")])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ghost_batches(shape, layout, dtype):
+    case = small_case(shape, layout, dtype)
+    assert GHOST in contenders(case)
+    agree(GHOST, case)
 
 
 @pytest.mark.parametrize(("shape", "layout"), SHAPES)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from batchnorm.bench.cases import BOTH, DTYPES, LARGE_MB, RELU
-from batchnorm.bench.contenders import BASE, MAPPED, NATIVE
+from batchnorm.bench.contenders import BASE, GHOST, MAPPED, NATIVE
 from batchnorm.bench.rows import Row
 
 
@@ -35,6 +35,7 @@ _WANTED = {
     "times the speed of `jax`": ("5x", "8x"),
     "time against the floor": ("1.15", "1.05"),
     "time in bfloat16": ("0.6", "0.52"),
+    f"time of `{GHOST.name}`": ("1.05", ""),
     "slowest": ("1x", "1.3x"),
     "largest error in float32": ("1e-06", "3e-07"),
 }
@@ -73,6 +74,13 @@ def figures(rows: Sequence[Row]) -> list[Figure]:
     ]
     times = mean(half.median_us / row.median_us for row, half in _pairs(large, halves))
     found.append((f"time in bfloat16 against float32, both over {LARGE_MB} MB", _number(times)))
+    ghosts = [row for row in single if row.implementation == GHOST.name]
+    costs = [(own.ratio / ghost.ratio, ghost) for own, ghost in _pairs(native, ghosts)]
+    name = f"time of `{GHOST.name}` against `{NATIVE.name}`"
+    found.append((f"{name}, mean of {len(costs)}", _number(mean(part for part, _ in costs))))
+    if costs:
+        part, most_costly = max(costs, key=lambda pair: pair[0])
+        found.append((f"{name}, slowest: {most_costly.shape} {most_costly.layout}", _number(part)))
     everything = [row for row in rows if row.implementation == NATIVE.name]
     if everything:
         slowest = min(everything, key=lambda row: row.ratio)

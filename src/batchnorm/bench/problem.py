@@ -103,6 +103,24 @@ def pose(problem: Problem, modes: Collection[str]) -> Posed:
     return Posed(problem, x, residual, dy, weight, bias, running_mean, running_var, answers)
 
 
+def in_groups(posed: Posed, size: int) -> Posed:
+    """Return a problem of BN + ReLU, forward and backward, with its answers in ghost batches.
+
+    Args:
+        posed: The problem.
+        size: The number of examples in a group.
+    """
+    gamma, beta = posed.weight.double().requires_grad_(), posed.bias.double().requires_grad_()
+    x, dy = posed.x.double().requires_grad_(), posed.dy.clone()
+    groups = x.split(size)  # type: ignore[no-untyped-call]
+    z = torch.cat([F.batch_norm(g, None, None, gamma, beta, training=True) for g in groups])
+    with torch.no_grad():
+        dy.masked_fill_(z.abs() < _KINK[posed.problem.dtype], 0)
+    y = F.relu(z)
+    gradients = torch.autograd.grad(y, [x, gamma, beta], dy.double())
+    return posed._replace(dy=dy, answers={BOTH: _answers(y, *gradients)})
+
+
 def _finish(z: Tensor, residual: Tensor | None, problem: Problem) -> Tensor:
     z = z if residual is None else z + residual
     return z if problem.fusion == PLAIN else F.relu(z)

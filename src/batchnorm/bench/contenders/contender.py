@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from batchnorm.bench.cases import BOTH, INFERENCE, Case
-from batchnorm.bench.problem import Posed
+from batchnorm.bench.problem import Answer, Posed
 
 
 class Step(NamedTuple):
@@ -19,10 +19,12 @@ class Step(NamedTuple):
         call: Does all of it, and returns all results.
         read: Returns them as tensors in the shape of the batch: y, or y, dx, dweight, dbias and,
             where there is a residual, dresidual.
+        answers: What they should be, where that is not what the problem says.
     """
 
     call: Callable[[], Any]
     read: Callable[[Any], tuple[Tensor, ...]] = tuple
+    answers: tuple[Answer, ...] | None = None
 
 
 class Contender(Protocol):

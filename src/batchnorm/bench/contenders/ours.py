@@ -9,17 +9,20 @@ import batchnorm as bn
 from batchnorm.bench.cases import PLAIN, Case
 from batchnorm.bench.contenders.contender import Step, fill, step_of
 from batchnorm.bench.errors import BenchError
-from batchnorm.bench.problem import Posed
+from batchnorm.bench.problem import Posed, in_groups
 from batchnorm.kernels import Activation, Form, choose, native
 from batchnorm.kernels.contract import Given
+
+#: The number of examples in a ghost batch.
+GHOST_SIZE = 16
 
 _LAYERS = {2: bn.BatchNorm1d, 3: bn.BatchNorm1d, 4: bn.BatchNorm2d, 5: bn.BatchNorm3d}
 
 
-def _layer(posed: Posed) -> bn.BatchNorm:
+def _layer(posed: Posed, ghost_size: int | None = None) -> bn.BatchNorm:
     shape = posed.problem.shape
     activation = None if posed.problem.fusion == PLAIN else "relu"
-    layer = _LAYERS[len(shape)](shape[1], activation=activation)
+    layer = _LAYERS[len(shape)](shape[1], activation=activation, ghost_size=ghost_size)
     fill(layer, posed)
     return layer
 
@@ -48,6 +51,22 @@ class Native:
         if serving != "native":
             raise BenchError(f"{case}: native is to be timed, and {serving} would serve the call")
         return step_of(_layer(posed), case, posed)
+
+
+class Ghost:
+    """Our layer in ghost batches, which must run in C++: compared with `Native`."""
+
+    name, ours = f"native, ghost {GHOST_SIZE}", True
+
+    def missing(self) -> str | None:
+        """Return why the kernels are not there, or None if they are."""
+        return _reason("native")
+
+    def step(self, case: Case, posed: Posed) -> Step:
+        """Return what is timed: BN + ReLU, forward and backward."""
+        own = in_groups(posed, GHOST_SIZE)
+        step = step_of(_layer(own, GHOST_SIZE), case, own)
+        return Step(step.call, step.read, own.answers[case.mode])
 
 
 class _Forced(nn.Module):
