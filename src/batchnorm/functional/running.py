@@ -21,17 +21,42 @@ class State(NamedTuple):
     Attributes:
         running_mean: (C,).
         running_var: (C,).
-        num_batches_tracked: The number of updates, a scalar, or None if nobody counts them.
+        num_batches_tracked: The number of updates, a scalar, or None if nobody counts them; `vmap`
+            takes and returns tensors only.
 
     Example:
-        >>> import torch
-        >>> State(torch.zeros(3), torch.ones(3)).num_batches_tracked is None
+        >>> import batchnorm as bn, torch
+        >>> bn.State(torch.zeros(3), torch.ones(3)).num_batches_tracked is None
         True
     """
 
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor | None = None
+
+    @classmethod
+    def new(
+        cls,
+        num_features: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        """Return the running statistics of a new layer: a mean of 0, a variance of 1, no update.
+
+        Args:
+            num_features: Number of channels, C.
+            device: Where; torch's default device if left out.
+            dtype: The type of mean and variance; torch's default if left out.
+
+        Example:
+            >>> import batchnorm as bn
+            >>> bn.State.new(2)
+            State(running_mean=tensor([0., 0.]), running_var=tensor([1., 1.]),
+                  num_batches_tracked=tensor(0))
+        """
+        mean = torch.zeros(num_features, dtype=dtype, device=device)
+        tracked = torch.zeros((), dtype=torch.int64, device=device)
+        return cls(mean, torch.ones_like(mean), tracked)
 
 
 class Tracked:

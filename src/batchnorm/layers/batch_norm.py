@@ -74,8 +74,9 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         statistics: Which moments normalize: the `"batch"`'s, the `"running"` ones, or, by
             `"mode"`, the batch's in training and the running ones in evaluation.
         update: When the running statistics follow: in `"training"`; in training, but not under
-            `torch.no_grad`, with `"grad"`; `"always"`; or `"never"`. The third setting, whether
-            the affine part is trained, is `requires_grad` of `weight` and `bias`.
+            `torch.no_grad`, with `"grad"` (nor, then, under a checkpoint with `use_reentrant=True`,
+            whose forward pass is under `torch.no_grad`, too); `"always"`; or `"never"`. The third
+            setting, whether the affine part is trained, is `requires_grad` of `weight` and `bias`.
         half_life_batches: In place of `momentum`: after so many batches, half of what the running
             statistics were is forgotten; momentum = 1 - 2^(-1 / half_life_batches).
 
