@@ -1,4 +1,4 @@
-"""The scripts that time parts of a step: what surrounds the kernels, and the two types."""
+"""The scripts that time parts of a step: what surrounds the kernels, types, and caches."""
 
 import runpy
 from pathlib import Path
@@ -24,4 +24,17 @@ def test_both_types_are_timed(capsys):
     ratios = main(seconds=0)
     assert list(ratios) == ["here", "there"]
     assert all(ratio > 0 for pair in ratios.values() for ratio in pair)
+    assert "2x3x4x5" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(native._native is None, reason="not compiled here")
+def test_results_past_the_caches_and_through_them_are_timed(capsys):
+    main = runpy.run_path(str(BENCHMARKS / "streaming.py"))["main"]
+    main.__globals__.update(SHAPES=[(2, 3, 4, 5)], ALL_RESULTS=2000)
+    before = native._native.cache_bytes()
+    ratios = main(seconds=0)
+    assert native._native.cache_bytes() == before
+    assert list(ratios) == [("NCHW", "2x3x4x5"), ("NHWC", "2x3x4x5")]
+    for quartiles in [q for found in ratios.values() for q in found.values()]:
+        assert 0 < quartiles[0] <= quartiles[1] <= quartiles[2]
     assert "2x3x4x5" in capsys.readouterr().out

@@ -212,8 +212,9 @@ def test_only_the_gradients_that_are_asked_for(needed):
             torch.testing.assert_close(value.grad, expected)
 
 
+@pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("mask", [None, torch.ones(8, 10, 10)])
-def test_what_is_kept_for_the_backward_pass_is_x_and_two_numbers_a_channel(mask):
+def test_what_is_kept_for_the_backward_pass_is_x_and_two_numbers_a_channel(mask, activation):
     kept = []
     x = torch.randn(8, 3, 10, 10, requires_grad=True)
     weight, bias = torch.ones(3, requires_grad=True), torch.zeros(3, requires_grad=True)
@@ -225,9 +226,15 @@ def test_what_is_kept_for_the_backward_pass_is_x_and_two_numbers_a_channel(mask)
 
     running = torch.zeros(3), torch.ones(3)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = bn.batch_norm(x, *running, weight, bias, True, residual=residual, mask=mask)
-    assert [v.data_ptr() for v in kept[:3]] == [v.data_ptr() for v in (x, weight, bias)]
-    assert [v.numel() for v in kept[3:]] == ([] if mask is None else [mask.numel()])
+        y = bn.batch_norm(
+            x, *running, weight, bias, True, residual=residual, mask=mask, activation=activation
+        )
+    inputs = [x, weight, bias]
+    if activation is not None:  # its derivative is computed from the residual, too
+        inputs.append(residual)
+    own, rest = kept[: len(inputs)], kept[len(inputs) :]
+    assert [v.data_ptr() for v in own] == [v.data_ptr() for v in inputs]
+    assert [v.numel() for v in rest] == ([] if mask is None else [mask.numel()])
     call = y.grad_fn.call
     others = [v for name in call.__slots__ if isinstance(v := getattr(call, name), torch.Tensor)]
     assert all(v.numel() == 1 for v in others)  # a count

@@ -230,6 +230,25 @@ def test_float32_is_exact_to_its_last_digits_at_every_mean(layout, mean, instruc
     assert np.abs(as_numpy(found.x) - gradient).max() <= bound * np.abs(gradient).max()
 
 
+@pytest.mark.parametrize("mean", [0.0, 1.0, 1e2, 1e4, 1e6])
+@pytest.mark.parametrize("layout", LARGE)
+@pytest.mark.parametrize("given", ["x", "weights", "weights and a mask"])
+def test_float32_is_as_exact_with_weights(layout, mean, given, instructions):
+    shape, order = LARGE[layout]
+    deviations = random(shape, order)
+    # a dy that has a mean and follows x, so that every term of dx counts
+    x, dy = deviations + mean, random(shape, order) + deviations / 2 + 1
+    weights = [] if given == "x" else [torch.randn(shape[1]), torch.randn(shape[1])]
+    counts = torch.randint(0, 3, [shape[0], *shape[2:]]) if "mask" in given else None
+    mask = None if counts is None else counts.unsqueeze(1).float()
+    y, found, _ = step(x, dy, mask=mask, **dict(zip(("weight", "bias"), weights, strict=False)))
+    args = [as_numpy(v) for v in (x, *weights)]
+    expected = reference.forward(*args, weights=counts)
+    assert np.abs(as_numpy(y) - expected).max() <= 3e-7 * np.abs(expected).max()
+    gradient = reference.backward(as_numpy(dy), *args, weights=counts).x
+    assert np.abs(as_numpy(found.x) - gradient).max() <= 5e-7 * np.abs(gradient).max()
+
+
 def test_layouts_agree():
     shape, order = LARGE["planar"]
     x, dy = random(shape, order) + 1e3, random(shape, order)
@@ -380,7 +399,7 @@ class TestMemory:
         script = FORK.format(shape=self.shape)
         subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=60)
 
-    def test_fresh_results_are_poisoned_where_torch_poisons_them(self):
+    def test_fresh_results_are_poisoned_in_tests(self):
         x = torch.zeros(self.shape)
         assert native.output_like(x, native._seen(x, Form())).isnan().all()
 

@@ -119,13 +119,18 @@ void* take_block(std::size_t bytes) {
     for (auto block = from.waiting.rbegin(); block != from.waiting.rend(); ++block) {
         if (block->bytes < bytes || block->bytes > bytes + bytes / 8) continue;
         const Block found = *block;
+        from.taken.emplace(found.data, found.bytes);  // first: if it throws, the block still waits
         from.waiting.erase(std::next(block).base());
         from.waiting_bytes -= found.bytes;
-        from.taken[found.data] = found.bytes;
         return found.data;
     }
     void* const data = map_block(bytes);
-    from.taken[data] = bytes;
+    try {
+        from.taken.emplace(data, bytes);
+    } catch (...) {
+        unmap(data, bytes);
+        throw;
+    }
     return data;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <new>
 #include <type_traits>
 
 #include "geometry.h"
@@ -14,11 +15,14 @@ using batchnorm::Call;
 using batchnorm::Forward;
 using batchnorm::Tensor;
 
-// Memory of a call, aligned to registers and freed with it.
+// Memory of a call, aligned to registers and freed with it. Where there is none it throws bad_alloc,
+// which must not leave a parallel region.
 template <class A> class Array {
 public:
     explicit Array(int64_t size)
-        : data_(static_cast<A*>(std::aligned_alloc(64, (size * sizeof(A) + 127) / 64 * 64))) {}
+        : data_(static_cast<A*>(std::aligned_alloc(64, (size * sizeof(A) + 127) / 64 * 64))) {
+        if (!data_) throw std::bad_alloc();
+    }
     ~Array() { std::free(data_); }
     Array(const Array&) = delete;
     Array& operator=(const Array&) = delete;
@@ -232,7 +236,7 @@ void collect_span(const Operands<T>& operands, const Span& span, Scratch<arithme
             some.s1 = least(block.s1, block.s0 + 256);
             some.n1 = least(block.n1, block.n0 + ceil_divide(64, some.s1 - some.s0));
         } else {
-            some.n1 = least(block.n1, block.n0 + 16);
+            some.n1 = block.n0 + least(16, ceil_divide(block.n1 - block.n0, 4));
         }
         const A part = static_cast<A>(1 / (Masked ? size : static_cast<double>(some.positions())));
         for (int64_t c = 0; c < channels; ++c) near[c] = 0;

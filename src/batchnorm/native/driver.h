@@ -20,8 +20,7 @@ using batchnorm::PerChannel;
 using batchnorm::Type;
 
 // Whether results go past the caches, as they do where a batch and its result take a quarter of the last
-// one. That is far away on large processors, and what reads the result next is not much slower; see
-// benchmarks/streaming.py.
+// one. What reads the result next then has to fetch it: benchmarks/streaming.py measures both together.
 inline bool goes_past_cache(int64_t bytes) { return 8 * bytes >= batchnorm::cache_bytes(); }
 
 // Calls f(c, number) for channels, in double.
