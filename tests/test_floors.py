@@ -12,15 +12,24 @@ ROOT = Path(batchnorm.__file__).parent
 
 #: From the ground up. A floor may import itself and what stands before it.
 FLOORS = (
-    "reference", "moments", "kernels", "functional", "layers", "environment", "study", "bench",
-    "cli",
+    "reference", "moments", "half_life", "kernels", "functional", "layers", "models", "conventions",
+    "keras", "lightning", "transformers", "environment", "study", "bench", "cli",
 )  # fmt: skip
 
 #: These stand side by side, and import nothing of each other.
 SIDE_BY_SIDE = {"study", "bench"}
 
 #: What a floor must not need, so that the core asks for torch and NumPy alone.
-CORE = ("reference", "moments", "kernels", "functional", "layers", "environment")
+CORE = (
+    "reference", "moments", "half_life", "kernels", "functional", "layers", "models", "conventions",
+    "environment",
+)  # fmt: skip
+
+#: What a floor of the core uses where it is installed, and imports inside a function alone.
+OPTIONAL = {"models": {"rich"}}
+
+#: The floors of another framework, named after it: nothing else imports that, or them.
+FRAMEWORKS = {"keras", "lightning", "transformers"}
 
 
 def floor_of(path):
@@ -48,7 +57,7 @@ FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.p
 def test_an_import_only_points_down(path):
     floor = floor_of(path)
     assert floor in FLOORS, f"{path} is on no floor"
-    beside = SIDE_BY_SIDE - {floor} if floor in SIDE_BY_SIDE else set()
+    beside = FRAMEWORKS - {floor} | (SIDE_BY_SIDE - {floor} if floor in SIDE_BY_SIDE else set())
     allowed = [name for name in FLOORS[: FLOORS.index(floor) + 1] if name not in beside]
     public = {name for name in batchnorm.__all__ if home(name) in allowed}
     for module in imports_of(path):
@@ -61,9 +70,23 @@ def test_an_import_only_points_down(path):
                 f"{floor} imports batchnorm.{name}"
             )
         if floor in CORE:
-            assert package in {*sys.stdlib_module_names, "numpy", "torch", "batchnorm"}
+            known = {*sys.stdlib_module_names, "numpy", "torch", "batchnorm"}
+            assert package in known | OPTIONAL.get(floor, set())
         if floor == "reference":
             assert package not in {"torch", "batchnorm"}
+        if floor == "half_life":
+            assert package in {"__future__", "math"}
+        assert package not in FRAMEWORKS or package == floor
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_is_optional_is_imported_inside_a_function(path):
+    optional = OPTIONAL.get(floor_of(path), set())
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+            for name in [node.module] if isinstance(node, ast.ImportFrom) else names:
+                assert name.split(".")[0] not in optional
 
 
 def home(name):
