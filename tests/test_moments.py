@@ -1,13 +1,15 @@
 import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import assert_close
+from support import LAYOUTS, as_numpy, assert_close, make, weights_of
 
 from batchnorm import Moments, reference
+from batchnorm.moments import Groups
 
 batches = st.integers(0, 2**32 - 1).map(
     lambda seed: torch.randn(
@@ -131,3 +133,97 @@ def test_moments_go_through_torch_func():
 
 def test_repr_says_what_it_is():
     assert repr(Moments.of(torch.ones(8, 3, 5))) == "Moments(count=40, channels=3)"
+
+
+class TestGroups:
+    """Moments of groups of consecutive examples, held to the reference group by group."""
+
+    @given(
+        shape=st.lists(st.integers(0, 9), min_size=2, max_size=4).map(tuple),
+        channel_dim=st.integers(-4, 3),
+        size=st.integers(1, 12),
+    )
+    def test_are_cut_as_in_the_reference(self, shape, channel_dim, size):
+        channel_dim %= len(shape)
+        groups = Groups.of(shape, channel_dim, size)
+        lengths = groups.lengths()
+        assert lengths == reference.groups(shape, channel_dim, size)
+        examples = shape[0 if channel_dim else 1]
+        assert (sum(lengths), min(lengths)) == (examples, groups.shortest)
+        places = math.prod(shape) // max(1, examples * shape[channel_dim])
+        # but for a batch of one value, and groups of one by request, none is without a variance
+        assert min(lengths) * places != 1 or examples * places == 1 or size * places == 1
+
+    def test_there_are_none_where_nothing_is_cut(self):
+        assert Groups.of((8, 3), 1, None) is None
+        assert Groups.of((8,), 0, 4) is None
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize("masked", [False, True])
+    @pytest.mark.parametrize("size", [1, 2, 3, 100])
+    def test_moments_equal_the_reference(self, layout, masked, size):
+        shape, channel_dim, memory_format = LAYOUTS[layout]
+        x, *_ = make(shape, channel_dim, memory_format, torch.float64)
+        weights = weights_of(shape, channel_dim) if masked else None
+        shaped = None if weights is None else weights.unsqueeze(channel_dim)
+        found = Moments.of(x, channel_dim=channel_dim, weights=shaped, ghost_size=size)
+        whole = reference.moments(as_numpy(x), channel_dim, weights)
+        start, count = 0, 0.0
+        for at, length in enumerate(reference.groups(shape, channel_dim, size)):
+            part = x.narrow(0 if channel_dim else 1, start, length)
+            share = None if weights is None else weights[start : start + length]
+            expected = reference.moments(as_numpy(part), channel_dim, share)
+            assert found.count[at].item() == expected.count
+            assert_close(found.mean[at], expected.mean, torch.float64)
+            assert_close(found.m2[at], expected.m2, torch.float64, "sum")
+            start, count = start + length, count + expected.count
+        merged = found.merged()
+        assert (merged.mean.shape, merged.m2.shape) == (whole.mean.shape, whole.m2.shape)
+        assert merged.count.item() == count == whole.count
+        assert_close(merged.mean, whole.mean, torch.float64)
+        assert_close(merged.m2, whole.m2, torch.float64, "sum")
+
+    @pytest.mark.parametrize("shape", [(0, 3), (0, 3, 4), (1, 3), (4, 3, 0)])
+    def test_a_batch_of_no_values_or_one_is_one_group(self, shape):
+        found = Moments.of(torch.ones(shape), ghost_size=4)
+        assert found.count.tolist() == [[shape[0] if len(shape) == 2 else 0]]
+        merged = found.merged() + Moments.of(torch.full((2, 3), 5.0))
+        assert merged.count == 2 + found.count
+        assert merged.mean.isfinite().all()
+
+    def test_merging_keeps_the_digits_of_a_large_mean(self):
+        x = torch.randn(40, 3, 11) + 1e6
+        merged, whole = Moments.of(x, ghost_size=7).merged(), Moments.of(x.double())
+        torch.testing.assert_close(merged.mean, whole.mean, rtol=1e-13, atol=0)
+        torch.testing.assert_close(merged.m2, whole.m2, rtol=1e-6, atol=0)
+
+    def test_one_group_is_merged_already(self):
+        moments = Moments.of(torch.randn(8, 3))
+        assert moments.merged() is moments
+        rows = Moments(
+            8, torch.randn(3, 2).double(), torch.rand(3, 2).double()
+        )  # one count for all
+        each = [Moments(8, mean, m2) for mean, m2 in zip(rows.mean, rows.m2, strict=True)]
+        assert_same(rows.merged(), Moments.sum(each))
+
+    def test_repr_says_how_many(self):
+        found = Moments.of(torch.ones(9, 3), ghost_size=4)
+        assert repr(found) == "Moments(count=9, channels=3, groups=2)"
+
+    def test_gradients_flow_through_groups_and_their_merge(self):
+        def loss(x, weights=None):
+            found = Moments.of(x, weights=weights, ghost_size=3)
+            merged = found.merged()
+            return found.mean, found.inverse_std(0.1), merged.mean, merged.m2
+
+        x = torch.randn(7, 2, 2, dtype=torch.float64, requires_grad=True)
+        weights = torch.randint(0, 3, (7, 1, 2))
+        for arguments in ((x,), (x, weights)):
+            assert torch.autograd.gradcheck(loss, arguments, check_forward_ad=True)
+            assert torch.autograd.gradgradcheck(loss, arguments)
+
+    def test_groups_go_through_torch_func(self):
+        x = torch.randn(5, 8, 3)
+        found = torch.func.vmap(lambda part: Moments.of(part, ghost_size=3).var())(x)
+        expected = torch.stack([Moments.of(part, ghost_size=3).var() for part in x])
+        torch.testing.assert_close(found, expected)

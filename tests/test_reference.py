@@ -164,3 +164,96 @@ def test_an_unknown_convention_is_refused():
         reference.update(
             (np.zeros(1), np.ones(1)), reference.moments(np.ones((2, 1))), 0.1, "pytorch"
         )
+
+
+class TestGhost:
+    @pytest.mark.parametrize(
+        ("examples", "places", "lengths"),
+        [
+            (0, 1, [0]),
+            (1, 1, [1]),
+            (3, 1, [3]),
+            (4, 1, [4]),
+            (5, 1, [5]),  # one value has no variance
+            (5, 2, [4, 1]),
+            (6, 1, [4, 2]),
+            (9, 1, [4, 5]),
+            (9, 0, [4, 4, 1]),
+        ],
+    )
+    def test_groups(self, examples, places, lengths):
+        assert reference.groups((examples, 3, places), 1, 4) == lengths
+        assert reference.groups((3, examples, places), 0, 4) == lengths
+        assert reference.groups((examples, places, 3), -1, 4) == lengths
+
+    @pytest.mark.parametrize("axis", [0, 1, 2])
+    def test_each_group_is_a_batch_of_its_own(self, axis):
+        rng = np.random.default_rng(0)
+        shape = np.insert([7, 4], axis, 3)
+        x, residual, dy = (rng.normal(size=shape) for _ in range(3))
+        gamma, beta, weights = rng.normal(size=3), rng.normal(size=3), rng.integers(0, 3, (7, 4))
+        options = {"axis": axis, "activation": "gelu", "correction": 1}
+        y, dx, dgamma, dbeta, dresidual = (
+            reference.forward(
+                x, gamma, beta, residual=residual, weights=weights, ghost_size=3, **options
+            ),
+            *reference.backward(
+                dy, x, gamma, beta, residual=residual, weights=weights, ghost_size=3, **options
+            ),
+        )
+        for part in (slice(0, 3), slice(3, 6), slice(6, 7)):
+            at = (slice(None), part) if axis == 0 else (part,)
+            own = {**options, "residual": residual[at], "weights": weights[part]}
+            np.testing.assert_array_equal(y[at], reference.forward(x[at], gamma, beta, **own))
+            alone = reference.backward(dy[at], x[at], gamma, beta, **own)
+            np.testing.assert_array_equal(dx[at], alone.x)
+            np.testing.assert_array_equal(dresidual[at], alone.residual)
+            dgamma, dbeta = dgamma - alone.gamma, dbeta - alone.beta
+        np.testing.assert_allclose([dgamma, dbeta], 0, atol=1e-13)
+
+    def test_running_moments_do_not_care(self):
+        x, running = np.random.default_rng(0).normal(size=(7, 3)), (np.ones(3), np.full(3, 2.0))
+        whole = reference.forward(x, running=running)
+        np.testing.assert_array_equal(reference.forward(x, running=running, ghost_size=3), whole)
+
+
+class TestRenorm:
+    @pytest.mark.parametrize("limits", [(1, 0), (1.2, 0.1), (3, 5), (1e3, 1e3)])
+    @pytest.mark.parametrize("eps_placement", ["variance", "deviation"])
+    @pytest.mark.parametrize("weighted", [False, True])
+    def test_is_batch_normalization_with_another_scale_and_shift(
+        self, limits, eps_placement, weighted
+    ):
+        rng = np.random.default_rng(0)
+        x, dy = rng.normal(size=(2, 6, 3, 4))
+        gamma, beta = rng.normal(size=(2, 3))
+        options = {
+            "weights": rng.integers(0, 3, (6, 4)) if weighted else None,
+            "eps": 0.01, "eps_placement": eps_placement, "correction": 1, "activation": "gelu",
+        }  # fmt: skip
+        running = np.array([0.1, 2, -3]), np.array([0.9, 4, 0.1])
+        found = reference.moments(x, weights=options["weights"])
+        inverse = reference.Options(**options).inverse_std
+        inverses = inverse(found.var(1)), inverse(running[1])
+        r, d = reference.renorm(found.mean, inverses[0], (running[0], inverses[1]), limits)
+        other = gamma * r, beta + gamma * d
+        options |= {"running": running, "renorm": limits}
+        y = reference.forward(x, gamma, beta, **options)
+        of = reference.backward(dy, x, gamma, beta, **options)
+        options |= {"running": None, "renorm": None}
+        np.testing.assert_allclose(y, reference.forward(x, *other, **options), rtol=1e-12)
+        same = reference.backward(dy, x, *other, **options)
+        np.testing.assert_allclose(of.x, same.x, rtol=1e-9, atol=1e-14)
+        np.testing.assert_allclose(of.beta, same.beta, rtol=1e-12)
+        np.testing.assert_allclose(of.gamma, r * same.gamma + d * same.beta, rtol=1e-12)
+
+    def test_needs_something_to_correct_towards(self):
+        with pytest.raises(ValueError, match="there are none"):
+            reference.forward(np.ones((2, 1)), renorm=(3, 5))
+
+    def test_a_batch_without_values_is_beta(self):
+        running = np.ones(2), np.ones(2)
+        y = reference.forward(
+            np.ones((3, 2)), beta=[0.5, -0.5], weights=np.zeros(3), running=running, renorm=(3, 5)
+        )
+        np.testing.assert_array_equal(y, [[0.5, -0.5]] * 3)

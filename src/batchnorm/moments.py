@@ -275,15 +275,21 @@ class Groups(NamedTuple):
         for at, size in enumerate(shape):
             if at not in (dim, channel):
                 places *= size
-        full, rest = divmod(shape[dim], ghost_size)
-        alone = rest == 1 and places == 1
-        number = max(1, full + (rest > 0 and not alone))
+        # of what a compiler has for sizes; `rest == 1` last, for each answer is a graph of its own
+        full, rest = shape[dim] // ghost_size, shape[dim] % ghost_size
+        alone = places == 1 and rest == 1
+        number = max(1, full + 1 if rest > 0 and not alone else full)
         return cls(ghost_size, number, shape[dim], places, dim)
 
     @property
     def last(self) -> int:
         """The number of examples in the last group."""
         return self.examples - (self.number - 1) * self.size
+
+    @property
+    def shortest(self) -> int:
+        """The number of examples in the smallest group."""
+        return self.last if self.number == 1 else min(self.size, self.last)
 
     def lengths(self) -> list[int]:
         """Return the number of examples in each group."""

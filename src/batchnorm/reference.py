@@ -28,8 +28,9 @@ True
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from types import EllipsisType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -92,6 +93,57 @@ def merge(a: Moments, b: Moments) -> Moments:
     return Moments(count, mean, a.m2 + b.m2 + delta**2 * (a.count * b.count / count))
 
 
+def groups(shape: tuple[int, ...], axis: int, ghost_size: int) -> list[int]:
+    """Return how many examples each group of a ghost batch has, in their order.
+
+    The examples lie along the first dimension that is not the channels'. Every group has
+    `ghost_size` of them but the last, which has the rest. A rest of a single value per channel has
+    no variance, and joins the group before it.
+
+    >>> groups((10, 3, 5, 5), axis=1, ghost_size=4)
+    [4, 4, 2]
+    >>> groups((9, 3), axis=1, ghost_size=4)
+    [4, 5]
+    """
+    examples, *others = np.delete(shape, axis).tolist()
+    full, rest = divmod(examples, ghost_size)
+    if rest * math.prod(others) == 1 and full:
+        return [ghost_size] * (full - 1) + [ghost_size + 1]
+    return [ghost_size] * full + [rest] * (rest > 0 or not full)
+
+
+def renorm(
+    mean: Array,
+    inverse_std: Array,
+    running: tuple[ArrayLike, Array],
+    limits: tuple[float, float],
+) -> tuple[Array, Array]:
+    """Return r and d, by which batch renormalization corrects xhat to r * xhat + d (Ioffe 2017).
+
+        r = clip(std / running_std, 1 / r_max, r_max)
+        d = clip((mean - running_mean) / running_std, -d_max, d_max)
+
+    Within the limits r * xhat + d is (x - running_mean) / running_std.
+
+    Args:
+        mean: The batch's, (C,).
+        inverse_std: The batch's 1 / std, (C,); 0 if it has no values, and nothing is corrected.
+        running: The running mean and 1 / running_std, each (C,).
+        limits: r_max, at least 1, and d_max, at least 0.
+
+    >>> one = np.ones(1)
+    >>> renorm(12 * one, one / 2, (10 * one, one / 4), (3, 5))  # 12, 2 where 10, 4 are usual
+    (array([0.5]), array([0.5]))
+    >>> renorm(12 * one, one / 2, (10 * one, one / 4), (1.25, 0.1))
+    (array([0.8]), array([0.1]))
+    """
+    r_max, d_max = limits
+    there = inverse_std > 0
+    r = np.divide(running[1], inverse_std, where=there, out=np.ones_like(mean))
+    d = np.where(there, (mean - _float64(running[0])) * running[1], 0)
+    return np.clip(r, 1 / r_max, r_max), np.clip(d, -d_max, d_max)
+
+
 @dataclass(frozen=True)
 class Options:
     """What `forward` and `backward` take by keyword.
@@ -108,6 +160,10 @@ class Options:
         activation: A key of `ACTIVATIONS`.
         parameter: The slope of `leaky_relu` or the alpha of `elu`.
         running: (mean, variance) to normalize by in place of the batch's own: inference.
+        renorm: (r_max, d_max): the batch's own moments normalize, and xhat is corrected towards
+            what the `running` ones would give; see `renorm`.
+        ghost_size: So many consecutive examples are normalized as if they were a batch; see
+            `groups`.
     """
 
     axis: int = 1
@@ -119,12 +175,21 @@ class Options:
     activation: str | None = None
     parameter: float | None = None
     running: tuple[ArrayLike, ArrayLike] | None = None
+    renorm: tuple[float, float] | None = None
+    ghost_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.eps_placement not in ("variance", "deviation"):
             raise ValueError(
                 f"eps_placement is {self.eps_placement!r}: expected 'variance' or 'deviation'"
             )
+        if self.renorm is not None and self.running is None:
+            raise ValueError("renorm corrects towards running moments, but there are none")
+
+    @property
+    def by_batch(self) -> bool:
+        """Whether the batch's own moments normalize it."""
+        return self.running is None or self.renorm is not None
 
     def inverse_std(self, var: Array) -> Array:
         """Return what x - mu is multiplied by."""
@@ -152,9 +217,13 @@ def forward(
         beta: The shift of each channel, (C,); 0 if left out.
         options: See `Options`.
     """
-    done = _normalize(x, gamma, beta, o := Options(**options))
+    batch, o = _float64(x), Options(**options)
     function, _ = _activation(o)
-    return _shaped(function(done.z), x, o.axis)
+    y = np.empty_like(batch)
+    for at, part in _groups(batch, o):
+        done = _normalize(batch[at], gamma, beta, part)
+        y[at] = _shaped(function(done.z), batch[at], o.axis)
+    return y
 
 
 class Gradients(NamedTuple):
@@ -188,21 +257,42 @@ def backward(
         dx = gamma / sqrt(var + eps) * (g - w * (dbeta / m + xhat * dgamma / (m - correction)))
 
     where w is the weight of the position, 1 without weights. With `running` moments nothing flows
-    back through them: dx = gamma / sqrt(var + eps) * g.
+    back through them: dx = gamma / sqrt(var + eps) * g. With `renorm`, r and d are constants:
+
+        dgamma = sum g * (r * xhat + d)
+        dx = gamma * r / sqrt(var + eps)
+             * (g - w * (dbeta / m + xhat * sum(g * xhat) / (m - correction)))
+
+    In a ghost batch each group has an m, a dbeta and a dgamma of its own for its dx.
     """
-    done = _normalize(x, gamma, beta, o := Options(**options))
+    batch, upstream, o = _float64(x), _float64(dy), Options(**options)
+    dx, dresidual = np.empty_like(batch), np.empty_like(batch)
+    dgamma = dbeta = np.zeros(batch.shape[o.axis])
+    for at, part in _groups(batch, o):
+        of = _backward(upstream[at], batch[at], gamma, beta, part)
+        dx[at], dresidual[at] = of.x, of.residual
+        dgamma, dbeta = dgamma + of.gamma, dbeta + of.beta
+    return Gradients(dx, dgamma, dbeta, dresidual)
+
+
+def _backward(
+    dy: Array, x: Array, gamma: ArrayLike | None, beta: ArrayLike | None, o: Options
+) -> Gradients:
+    """Return the gradients of one group."""
+    done = _normalize(x, gamma, beta, o)
     _, derivative = _activation(o)
     g = _matrix(dy, o.axis) * derivative(done.z)
-    dbeta, dgamma = g.sum(axis=0), (g * done.distance * done.inverse_std).sum(axis=0)
-    dx = done.gamma * done.inverse_std * g
-    if o.running is None:  # the moments, too, depend on x
+    dbeta, dgamma = g.sum(axis=0), (g * done.xhat).sum(axis=0)
+    scale = done.gamma * done.r
+    dx = scale * done.inverse_std * g
+    if o.by_batch:  # the moments, too, depend on x
         count, var = done.moments.count, done.moments.var(o.correction)
         if count > 0:
-            dx -= done.gamma * done.inverse_std * done.weight * dbeta / count
+            dx -= scale * done.inverse_std * done.weight * dbeta / count
         if count > o.correction:
             # With eps in the variance this is xhat * dgamma / (m - correction), scaled like g.
             sums = (g * done.distance).sum(axis=0) / (count - o.correction)
-            back = done.gamma * o.slope(var) * done.distance * sums
+            back = scale * o.slope(var) * done.distance * sums
             dx -= np.where(done.weight == 0, 0, done.weight * back)
     dx = np.where(done.absent, 0, dx)
     return Gradients(_shaped(dx, x, o.axis), dgamma, dbeta, _shaped(g, x, o.axis))
@@ -246,30 +336,56 @@ class _Pass(NamedTuple):
     """What a forward pass computed; a matrix has a row a position, a column a channel."""
 
     z: Array  # what goes into the activation, a matrix
+    xhat: Array  # the normalized batch, a matrix
     distance: Array  # x - mu, a matrix
     inverse_std: Array  # 1 / sqrt(var + eps), (C,)
+    r: Array  # what xhat was multiplied by to correct it, (C,)
     gamma: Array  # (C,)
     weight: Array  # of each row, (rows, 1)
     absent: NDArray[np.bool_]  # of weight 0 and not finite, a matrix
     moments: Moments  # the batch's
 
 
-def _normalize(x: ArrayLike, gamma: ArrayLike | None, beta: ArrayLike | None, o: Options) -> _Pass:
+def _normalize(x: Array, gamma: ArrayLike | None, beta: ArrayLike | None, o: Options) -> _Pass:
     rows, weight, absent = _rows(x, o.axis, o.weights)
     found = moments(x, o.axis, o.weights)
-    if o.running is None:
-        mean, inverse_std = found.mean, o.inverse_std(found.var(o.correction))
-        if found.count == 0:
-            inverse_std = np.zeros_like(mean)
-    else:
-        mean, inverse_std = _float64(o.running[0]), o.inverse_std(_float64(o.running[1]))
+    mean, inverse_std = found.mean, np.zeros_like(found.mean)
+    if o.by_batch and found.count > 0:
+        inverse_std = o.inverse_std(found.var(o.correction))
+    r, d = np.ones_like(mean), np.zeros_like(mean)
+    if o.running is not None:
+        running = _float64(o.running[0]), o.inverse_std(_float64(o.running[1]))
+        if o.renorm is None:
+            mean, inverse_std = running
+        else:
+            r, d = renorm(mean, inverse_std, running, o.renorm)
+    xhat = r * ((rows - mean) * inverse_std) + d
     scale = np.ones_like(mean) if gamma is None else _float64(gamma)
-    z = scale * ((rows - mean) * inverse_std)
+    z = scale * xhat
     if beta is not None:
         z = z + _float64(beta)
     if o.residual is not None:
         z = z + _matrix(o.residual, o.axis)
-    return _Pass(z, rows - mean, inverse_std, scale, weight, absent, found)
+    return _Pass(z, xhat, rows - mean, inverse_std, r, scale, weight, absent, found)
+
+
+def _groups(x: Array, o: Options) -> Iterator[tuple[tuple[slice | EllipsisType, ...], Options]]:
+    """Give where in the batch each group lies, and the options with its own share of the arrays."""
+    if o.ghost_size is None or x.ndim == 1:
+        yield (...,), o
+        return
+    axis = o.axis % x.ndim
+    weights = None
+    if o.weights is not None:
+        weights = np.broadcast_to(_float64(o.weights), x.shape[:axis] + x.shape[axis + 1 :])
+    start = 0
+    for length in groups(x.shape, axis, o.ghost_size):
+        examples = slice(start, start := start + length)
+        at = (slice(None), examples) if axis == 0 else (examples,)
+        part = o if weights is None else replace(o, weights=weights[examples])
+        if o.residual is not None:
+            part = replace(part, residual=_float64(o.residual)[at])
+        yield at, part
 
 
 def _float64(values: ArrayLike) -> Array:

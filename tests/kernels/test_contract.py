@@ -2,11 +2,25 @@
 
 import pytest
 import torch
-from support import ACTIVATIONS, FLOATS, as_numpy, assert_close, named, parameter_dtype
+from support import (
+    ACTIVATIONS,
+    FLOATS,
+    LAYOUTS,
+    as_numpy,
+    assert_close,
+    assert_steps_close,
+    expected_step,
+    ghost_sizes,
+    make,
+    named,
+    parameter_dtype,
+    weights_of,
+)
 
 import batchnorm as bn
 from batchnorm import reference
-from batchnorm.kernels import DIFFERENTIABLE, Activation, Form, Given
+from batchnorm.kernels import DIFFERENTIABLE, Activation, Form, Given, Needs
+from batchnorm.moments import divide
 
 BACKENDS = {
     "differentiable": DIFFERENTIABLE,
@@ -97,3 +111,55 @@ def test_y_goes_where_it_is_asked_for(backend, by_batch):
             assert y is out
             assert out._version > version
             assert torch.equal(y, expected.y)
+
+
+def grouping(backend, layout):
+    """Return the sizes of groups that a backend takes in a layout."""
+    shape, channel_dim, order = LAYOUTS[layout]
+    x = torch.empty(shape).contiguous(memory_format=order)
+    sizes = ghost_sizes(layout)
+    return [n for n in sizes if not backend.supports(x, Form(channel_dim, ghost_size=n))]
+
+
+def test_native_takes_groups_wherever_the_examples_are_outermost():
+    if "native" in BACKENDS:
+        taken = {layout for layout in LAYOUTS if grouping(BACKENDS["native"], layout)}
+        assert taken == LAYOUTS.keys() - {"channels in front"}
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS.values()], ids=[*BACKENDS])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_each_step_and_both_calls_on_groups_equal_the_reference(backend, layout, dtype, masked):
+    shape, channel_dim, memory_format = LAYOUTS[layout]
+    x, weight, bias, residual, dy = make(shape, channel_dim, memory_format, dtype)
+    weights = weights_of(shape, channel_dim) if masked else None
+    options = {"axis": channel_dim, "weights": weights}
+    mask = None if weights is None else weights.unsqueeze(channel_dim).to(weight.dtype)
+    for size in grouping(backend, layout):
+        form = Form(channel_dim, activation=Activation.parse("gelu"), ghost_size=size)
+        expected = expected_step(x, weight, bias, residual, dy, "gelu", ghost_size=size, **options)
+        rows = len(reference.groups(shape, channel_dim, size))
+
+        moments = backend.collect(x, mask, form)
+        inverse_std = moments.inverse_std(form.eps)
+        assert moments.mean.shape == moments.m2.shape == inverse_std.shape == (rows, 5)
+        assert moments.count.shape == (rows, 1)
+        given = Given(x, moments.mean, inverse_std, weight, bias, residual, mask, form)
+        y = backend.normalize(given)
+        sums = backend.reduce_grad(dy, given)
+        assert sums[0].shape == sums[1].shape == (rows, 5)
+        through = divide(sums[0], moments.count), divide(sums[1], moments.count)
+        dx, dresidual = backend.apply_grad(dy, given, through)
+        channels = [v.sum(0).to(weight.dtype) for v in (sums[1], sums[0])]
+        assert_steps_close((y, dx, *channels, dresidual.to(dtype)), expected, dtype)
+
+        found = backend.forward(x, weight, bias, residual, mask, form, None)
+        assert torch.equal(found.moments.count, moments.count)
+        torch.testing.assert_close(found.moments.mean, moments.mean)
+        torch.testing.assert_close(found.moments.m2, moments.m2)
+        given = given._replace(mean=found.mean, inverse_std=found.inverse_std)
+        of = backend.backward(dy, given, found.moments.count, Needs())
+        channels = [v.to(weight.dtype) for v in (of.weight, of.bias)]
+        assert_steps_close((found.y, of.x, *channels, of.residual.to(dtype)), expected, dtype)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from support import FLOATS, assert_close, parameter_dtype
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.utils.checkpoint import checkpoint
 
 import batchnorm as bn
@@ -355,7 +356,8 @@ class TestCompile:
 
     def test_dynamic_batch_sizes_compile_once_more_at_most(self):
         layer = bn.BatchNorm1d(3)
-        count = torch._dynamo.testing.CompileCounter()
+        torch._dynamo.reset()
+        count = CompileCounter()
         compiled = torch.compile(layer, fullgraph=True, backend=count, dynamic=True)
         for size in (5, 6, 7, 8):
             torch.testing.assert_close(compiled(x := torch.randn(size, 3)), copy.deepcopy(layer)(x))

@@ -314,7 +314,7 @@ def run(
         form=form,
         track=track,
         out=input if inplace else None,
-        pool=pool if groups_of is None else None,
+        pool=pool if by_batch and groups_of is None else None,
         corrects=corrects,
     )
     if not track:

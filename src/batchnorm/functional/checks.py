@@ -93,7 +93,7 @@ def check_batch(
     positions = list(x.shape)
     del positions[form.channel_dim]
     groups = form.groups(x.shape)
-    count = math.prod(positions) if groups is None else min(groups.lengths()) * groups.places
+    count = math.prod(positions) if groups is None else groups.shortest * groups.places
     return count, None if mask is None else _weights(mask, x, positions, form)
 
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from batchnorm.functional import operators
+from batchnorm.functional.surroundings import is_compiling, is_transformed
 from batchnorm.kernels.steps import Correction
 
 
@@ -37,13 +39,21 @@ class Renorm(NamedTuple):
     d_max: Tensor | float
     eps: float
 
-    @torch.no_grad()
     def correction(self, mean: Tensor, inverse_std: Tensor) -> Correction:
         """Return r and d of a batch with that mean and 1 / std."""
-        inverse_running = (self.running_var.to(mean.dtype) + self.eps).rsqrt()
+        mean, inverse_std, running_mean, running_var = (  # in forward mode, too, all are constants
+            v.detach() for v in (mean, inverse_std, self.running_mean, self.running_var)
+        )
+        inverse_running = (running_var.to(mean.dtype) + self.eps).rsqrt()
         there = inverse_std > 0  # and not a batch without values
         r = torch.where(there, inverse_running / inverse_std, 1)
-        d = torch.where(there, (mean - self.running_mean) * inverse_running, 0)
-        r_max = torch.as_tensor(self.r_max, dtype=mean.dtype, device=mean.device)
-        d_max = torch.as_tensor(self.d_max, dtype=mean.dtype, device=mean.device)
-        return Correction(r.clamp(1 / r_max, r_max), d.clamp(-d_max, d_max))
+        d = torch.where(there, (mean - running_mean) * inverse_running, 0)
+        r_max, d_max = (  # a number is filled in: to copy it to a device would wait for that
+            v.to(mean.dtype) if isinstance(v, Tensor) else mean.new_full((), v)
+            for v in (self.r_max, self.d_max)
+        )
+        r, d = r.clamp(1 / r_max, r_max), d.clamp(-d_max, d_max)
+        if is_compiling() and not is_transformed():
+            # the backward pass would compute them anew, of buffers that have moved by then
+            r, d = operators.snapshot(r), operators.snapshot(d)
+        return Correction(r, d)

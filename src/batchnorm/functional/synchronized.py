@@ -6,6 +6,7 @@ a compiler keeps them whole.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
@@ -13,10 +14,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from batchnorm.functional.operators import define
+from batchnorm.functional.surroundings import is_transformed
 from batchnorm.moments import Moments
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+#: One of the operators, or what stands for it in transforms: takes a tensor and a group's name.
+Collective = Callable[[Tensor, str], Tensor]
 
 
 class Synchronized:
@@ -45,14 +50,18 @@ class Synchronized:
 
     def gather(self, row: Tensor) -> Tensor:
         """Return the rows of all processes, (P, ...), in the order of their ranks."""
-        rows: Tensor = torch.ops.batchnorm.gather.default(row, self.group.group_name)
-        return rows
+        gather: Collective = torch.ops.batchnorm.gather.default
+        if is_transformed():
+            gather = _Gather.apply
+        return gather(row, self.group.group_name)
 
     def sums(self, sum_g: Tensor, sum_g_xhat: Tensor) -> tuple[Tensor, Tensor]:
         """Return the two sums over all processes."""
         both = torch.cat([sum_g, sum_g_xhat])
-        total = torch.ops.batchnorm.all_sum.default(both, self.group.group_name)
-        first, second = total.chunk(2)
+        all_sum: Collective = torch.ops.batchnorm.all_sum.default
+        if is_transformed():
+            all_sum = _AllSum.apply
+        first, second = all_sum(both, self.group.group_name).chunk(2)
         return first, second
 
 
@@ -86,7 +95,8 @@ def agree(
     """
     found = pool.gather(torch.tensor([number], device=device)).flatten().tolist()
     if len(set(found)) > 1:
-        each = ", ".join(f"rank {rank} has {size}" for rank, size in enumerate(found))
+        ranks = dist.get_process_group_ranks(pool.group)
+        each = ", ".join(f"rank {r} has {size}" for r, size in zip(ranks, found, strict=True))
         raise RuntimeError(
             f"the processes of this group synchronize {of}: {each}. Build "
             "the same model on every process, and call its layers in the same order"
@@ -100,8 +110,8 @@ def _resolved(name: str) -> ProcessGroup:
 
 def _explain(error: Exception, group: ProcessGroup, doing: str) -> NoReturn:
     raise RuntimeError(
-        f"batch normalization over {group.size()} processes failed on rank {group.rank()}, while "
-        f"it {doing}: another process died, failed, or did not get to this layer within the "
+        f"batch normalization over {group.size()} processes failed on rank {dist.get_rank()}, "
+        f"while it {doing}: another process died, failed, or did not get to this layer within the "
         f"group's timeout. Look at what the other ranks say first. ({error})"
     ) from error
 
@@ -160,3 +170,38 @@ define(
     "all_sum", "(Tensor values, str group) -> Tensor", _run_all_sum, _fake_all_sum,
     _differentiate_all_sum, _remember,
 )  # fmt: skip
+
+
+class _Gather(torch.autograd.Function):
+    """The operator as transforms of `torch.func` take it, which differentiate no operators."""
+
+    @staticmethod
+    def forward(row: Tensor, group: str) -> Tensor:
+        rows: Tensor = torch.ops.batchnorm.gather.default(row, group)
+        return rows
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _remember(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, rows: Tensor) -> tuple[Tensor, None]:
+        total = _AllSum.apply(rows, ctx.group)  # type: ignore[no-untyped-call]
+        return total[_resolved(ctx.group).rank()], None
+
+
+class _AllSum(torch.autograd.Function):
+    """Likewise."""
+
+    @staticmethod
+    def forward(values: Tensor, group: str) -> Tensor:
+        total: Tensor = torch.ops.batchnorm.all_sum.default(values, group)
+        return total
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _remember(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, values: Tensor) -> tuple[Tensor, None]:
+        return _AllSum.apply(values, ctx.group), None  # type: ignore[no-untyped-call]

@@ -12,12 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from batchnorm.functional import in_backward
+from batchnorm.functional.surroundings import is_transformed
 from batchnorm.layers.batch_norm import BatchNorm
+from batchnorm.layers.recent import Recent
 
 #: The name of a bank, or the index of one per example.
 Domain = str | Tensor
 
 _domain: ContextVar[Domain | None] = ContextVar("batchnorm_domain", default=None)
+#: The same for a compiler, which knows no context.
+_latest: Domain | None = None
 
 
 @contextmanager
@@ -43,11 +47,14 @@ def domain(which: Domain) -> Iterator[None]:
             f"domain is a {type(which).__name__}: expected the name of a bank, or a tensor with "
             "the index of one per example"
         )
-    token = _domain.set(which)
+    global _latest
+    token, outer = _domain.set(which), _latest
+    _latest = which
     try:
         yield
     finally:
         _domain.reset(token)
+        _latest = outer
 
 
 class BankedBatchNorm(nn.Module):
@@ -129,7 +136,7 @@ class BankedBatchNorm(nn.Module):
     def _fill(self, layers: dict[str, BatchNorm]) -> None:
         self.banks = nn.ModuleDict(layers)
         self.names = tuple(layers)
-        self._was_in_domain = False
+        self._recent: Recent[Domain] = Recent()
 
     def _share_affine(self) -> None:
         first = self[self.names[0]]
@@ -158,8 +165,8 @@ class BankedBatchNorm(nn.Module):
         Raises:
             ValueError: There is no such bank, or an index is of another shape; or as of the bank.
             TypeError: As of the bank.
-            RuntimeError: A checkpoint is recomputed outside of the `with domain(...)` that it was
-                computed in; or as of the bank.
+            RuntimeError: A checkpoint recomputes a call in `with domain(...)` that was too long
+                ago; or as of the bank.
 
         Example:
             >>> import batchnorm as bn, torch
@@ -167,7 +174,7 @@ class BankedBatchNorm(nn.Module):
             >>> layer(torch.randn(4, 3), domain="b").shape
             torch.Size([4, 3])
         """
-        which = self._which(domain)
+        which = self._which(input) if domain is None else domain
         if isinstance(which, str):
             if which not in self.names:
                 raise ValueError(f"domain is {which!r}: expected one of {', '.join(self.names)}")
@@ -175,19 +182,30 @@ class BankedBatchNorm(nn.Module):
             return output
         return self._mixed(input, residual, mask, which)
 
-    def _which(self, given: Domain | None) -> Domain:
-        if given is not None:
-            return given
-        around = _domain.get()
-        if around is not None:
-            self._was_in_domain = True
-            return around
-        if self._was_in_domain and not torch.compiler.is_compiling() and in_backward():
+    def _which(self, x: Tensor) -> Domain:
+        """Return the domain around a call, or, of a recomputation, that around the call it repeats.
+
+        A backward pass may run outside of it, or inside another, or in a thread without any.
+        """
+        first = self.names[0]
+        if torch.compiler.is_compiling():
+            return first if _latest is None else _latest
+        if not in_backward():
+            around = _domain.get()
+            which = first if around is None else around
+            if (around is not None or self._recent) and not is_transformed():
+                self._recent.add(_some(x), which)
+            return which
+        if not self._recent:
+            return first  # no call was in a domain
+        again = self._recent.find(_some(x))
+        if again is None:
             raise RuntimeError(
-                "a checkpoint is recomputed outside of `with domain(...)`, so its bank is not "
-                "known: call backward() inside, or give the layer its domain as an argument"
+                "a checkpoint recomputes a call that is not among the last "
+                f"{Recent.size}, so the domain that was around it is not known: run the backward "
+                "pass sooner after its forward pass, or give the layer its domain as an argument"
             )
-        return self.names[0]
+        return again
 
     def _mixed(
         self, x: Tensor, residual: Tensor | None, mask: Tensor | None, index: Tensor
@@ -233,6 +251,11 @@ def _names(banks: Sequence[str]) -> tuple[str, ...]:
     if not names or len(set(names)) < len(names):
         raise ValueError(f"banks is {banks!r}: expected at least one name, and each only once")
     return names
+
+
+def _some(x: Tensor) -> Tensor:
+    """Return a few values of all over a batch, which tell it from others."""
+    return x[tuple(slice(None, None, max(1, size // 3)) for size in x.shape)]
 
 
 def _over_positions(mask: Tensor, x: Tensor, channel_dim: int) -> Tensor:

@@ -179,6 +179,12 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
         (1 - momentum)^h = 1/2; with momentum=None, an average over all batches, none is forgotten.
 
+        Returns:
+            The half-life h, in batches.
+
+        Raises:
+            ValueError: `momentum` is no number between 0 and 1.
+
         Example:
             >>> import batchnorm as bn
             >>> bn.BatchNorm(3, half_life_batches=10).half_life_batches

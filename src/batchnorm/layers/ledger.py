@@ -38,3 +38,7 @@ class Ledger:
         kept = Moments(*(torch.where(good, v, 0) for v in (count, mean, m2)))
         self.total = kept if self.total is None else self.total + kept
         self.batches = self.batches + (good & (count > 0)).to(torch.int64)
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """Make None of it: a copy of a layer is not part of what the layer is in."""
+        return type(None), ()

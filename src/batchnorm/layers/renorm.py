@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from batchnorm.functional import Renorm, State, in_backward
+from batchnorm.functional import Renorm, State, in_backward, operators
+from batchnorm.functional.surroundings import is_compiling, is_transformed
 from batchnorm.kernels.steps import Correction
 from batchnorm.layers.batch_norm import BatchNorm
-
-#: How many calls of a layer may lie between one under a checkpoint and its recomputation.
-_REMEMBERED = 32
+from batchnorm.layers.recent import Recent
 
 
 class BatchRenorm(BatchNorm):
@@ -83,7 +81,7 @@ class BatchRenorm(BatchNorm):
             )
         self.r_max, self.d_max = r_max, d_max
         self.warmup_batches, self.r_batches, self.d_batches = warmup_batches, r_batches, d_batches
-        self._recent: deque[tuple[Tensor, Correction]] = deque(maxlen=_REMEMBERED)
+        self._recent: Recent[Correction] = Recent()
 
     def limits(self) -> tuple[Tensor, Tensor]:
         """Return r_max and d_max as the schedule has them now, scalars on the layer's device.
@@ -122,26 +120,40 @@ class Corrected:
 
     Args:
         renorm: What corrects.
-        recent: The moments of recent calls, and their corrections.
+        recent: The corrections of recent calls, by their means.
     """
 
-    def __init__(self, renorm: Renorm, recent: deque[tuple[Tensor, Correction]]) -> None:
+    def __init__(self, renorm: Renorm, recent: Recent[Correction]) -> None:
         self._renorm, self._recent = renorm, recent
 
     def correction(self, mean: Tensor, inverse_std: Tensor) -> Correction:
         """Return the correction of a batch with that mean and 1 / std."""
-        if torch.compiler.is_compiling():
-            return self._renorm.correction(mean, inverse_std)
-        mean, inverse_std = mean.detach(), inverse_std.detach()
-        if in_backward():
-            for known, correction in reversed(self._recent):
-                if known.shape == mean.shape and torch.equal(known, mean):
-                    return correction
+        traced = torch.compiler.is_compiling() or is_transformed()
+        if traced or not in_backward():
+            found = self._renorm.correction(mean, inverse_std)
+            if is_compiling() and not is_transformed():
+                found = found._replace(r=torch.ops.batchnorm.not_again.default(found.r))
+            elif not traced:
+                self._recent.add(mean, found)
+            return found
+        again = self._recent.find(mean)
+        if again is None:
             raise RuntimeError(
                 "a checkpoint recomputes a call of BatchRenorm that is not among the last "
-                f"{_REMEMBERED}, and the running statistics that it was corrected by are gone: run "
+                f"{Recent.size}, and the running statistics that it was corrected by are gone: run "
                 "the backward pass sooner after its forward pass"
             )
-        found = self._renorm.correction(mean, inverse_std)
-        self._recent.append((mean.clone(), found))
-        return found
+        return again
+
+
+def _run_not_again(r: Tensor) -> Tensor:
+    if in_backward():
+        raise RuntimeError(
+            "a checkpoint recomputes BatchRenorm in compiled code, and the running statistics that "
+            "it was corrected by have moved: leave the layer out of the checkpoint, or do not "
+            "compile it"
+        )
+    return r.clone()
+
+
+operators.define("not_again", "(Tensor r) -> Tensor", _run_not_again, torch.empty_like)

@@ -7,6 +7,7 @@ the names, the hooks, the optimizer's parameters stay what they are.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -42,20 +43,36 @@ def adopt(name: str, layer: _BatchNorm, holder: str) -> BatchNorm:
         if _MEMORY in layer.__dict__:
             layer.__dict__[_MEMORY][2].add(holder)
         return layer
-    ours = _OURS.get(type(layer))
-    if ours is None:
-        raise TypeError(
-            f"{name!r} is a {type(layer).__name__}, which is neither one of batchnorm nor exactly "
-            "one of torch.nn, so what its forward does is not known: leave it out by where="
-        )
+    check_adoptable({name: layer})
     own: dict[str, Any] = {}
     if isinstance(layer, nn.SyncBatchNorm):
         own = {"process_group": layer.process_group}
         layer.process_group = layer.process_group or "world"
     layer.__dict__[_MEMORY] = type(layer), own, {holder}
-    layer.__class__ = ours
+    layer.__class__ = _OURS[type(layer)]
     assert isinstance(layer, BatchNorm)
     return layer
+
+
+def check_adoptable(layers: Mapping[str, _BatchNorm]) -> None:
+    """Raise TypeError, before anything is changed, unless all of them can be adopted.
+
+    Args:
+        layers: The layers, by their names in the model.
+    """
+    for name, layer in layers.items():
+        if not isinstance(layer, BatchNorm) and type(layer) not in _OURS:
+            raise TypeError(
+                f"{name!r} is a {type(layer).__name__}, which is neither one of batchnorm nor "
+                "exactly one of torch.nn, so what its forward does is not known: leave it out by "
+                "where="
+            )
+
+
+def stock_class(layer: _BatchNorm) -> type[_BatchNorm]:
+    """Return the class that the layer has when no tool holds it."""
+    stock: type[_BatchNorm] = layer.__dict__.get(_MEMORY, (type(layer),))[0]
+    return stock
 
 
 def let_go(layer: BatchNorm, holder: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
+from threading import Lock
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ def call_with(model: nn.Module, batch: Any, call: CallModel | None) -> Any:
     Args:
         model: The model.
         batch: A tensor; a tuple or list, whose first element is the input; or a mapping, passed as
-            keywords.
+            keywords. What is in it and has a method `to` is moved.
         call: Calls the model with the batch in another way, if given.
 
     Raises:
@@ -30,9 +31,14 @@ def call_with(model: nn.Module, batch: Any, call: CallModel | None) -> Any:
     """
     device = next((t.device for t in (*model.parameters(), *model.buffers())), None)
     if device is not None:
-        batch = pytree.tree_map(
-            lambda v: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v, batch
-        )
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.to(device, non_blocking=True)
+            return value.to(device) if hasattr(value, "to") else value
+
+        # packed sequences and what tokenizers return move themselves
+        batch = pytree.tree_map(moved, batch, is_leaf=lambda value: hasattr(value, "to"))
     if call is not None:
         return call(model, batch)
     if isinstance(batch, Mapping):
@@ -70,12 +76,14 @@ def progress_bar(
     Yields:
         A function to call after each batch.
     """
-    try:
-        from rich.console import Console
-        from rich.progress import Progress
-    except ImportError:
-        show = False
-    if not show or not sys.stderr.isatty():
+    show = show and sys.stderr.isatty()
+    if show:
+        try:
+            from rich.console import Console
+            from rich.progress import Progress
+        except ImportError:
+            show = False
+    if not show:
         yield lambda: None
         return
     known = len(data) if isinstance(data, Sized) and not isinstance(data, Tensor) else None
@@ -83,6 +91,35 @@ def progress_bar(
     with Progress(console=Console(stderr=True), transient=True) as bars:
         bar = bars.add_task(description, total=None if total is None else total * passes)
         yield lambda: bars.advance(bar)
+
+
+_lock = Lock()
+_stances: list[AbstractContextManager[Any]] = []
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Let models that `torch.compile` made run as they were written, inside.
+
+    What a tool sets on the layers changes from pass to pass, and each change would be compiled.
+    That is said to torch once for all threads: the first that comes says it, and the last takes it
+    back.
+    """
+    if "torch._dynamo" not in sys.modules:  # and nothing was compiled
+        yield
+        return
+    with _lock:
+        outermost = torch.compiler.set_stance("force_eager") if not _stances else nullcontext()
+        _stances.append(outermost)
+    try:
+        yield
+    finally:
+        with _lock:
+            if len(_stances) == 1:
+                _stances[0].__exit__(None, None, None)
+                _stances.clear()
+            else:
+                _stances.pop()
 
 
 class Modes:
@@ -99,6 +136,33 @@ class Modes:
         """Set every module's mode to what it was."""
         for module, training in self._training.items():
             module.training = training
+
+
+class Buffers:
+    """The buffers of all modules of a model, to be given back.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._saved = [
+            (module, name, buffer, buffer.clone())
+            for module in model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Set every buffer to the tensor that it was, with the values that it had.
+
+        One that did not change is not written to: a graph may keep it for its backward pass.
+        """
+        for module, name, buffer, values in self._saved:
+            module._buffers[name] = buffer
+            if not torch.equal(buffer, values):
+                buffer.copy_(values)
 
 
 def rng_states() -> Any:

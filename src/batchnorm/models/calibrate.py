@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from batchnorm.functional import Synchronized, synchronized
-from batchnorm.layers import BatchNorm, Ledger
+from batchnorm.functional import Synchronized, agree, synchronized
+from batchnorm.layers import BatchNorm, BatchRenorm, Ledger
 from batchnorm.models.adopt import adopt, let_go
-from batchnorm.models.batches import CallModel, Modes, call_with, limited, progress_bar
+from batchnorm.models.batches import (
+    CallModel,
+    Modes,
+    call_with,
+    limited,
+    progress_bar,
+    uncompiled,
+)
 from batchnorm.models.report import Report
 from batchnorm.models.walk import Where, batch_norms
 from batchnorm.moments import Moments
@@ -64,6 +71,9 @@ def calibrate(
     how the data are split. With `sequential=True` the layers are calibrated one after the other,
     each on what it will see in evaluation; that takes one pass more than there are layers, and no
     moment of any layer depends on the split.
+
+    `num_batches_tracked` becomes the number of batches that a layer saw, but for a `BatchRenorm`,
+    whose schedule goes by it. A model that was compiled runs as it was written.
 
     Nothing changes until the end, and whatever happens, an error or Ctrl-C too, every mode and
     setting is restored.
@@ -123,14 +133,14 @@ def calibrate(
                 advance()
             return seen
 
-        with torch.no_grad(), _order_of_calls(layers) as order:
+        with torch.no_grad(), uncompiled(), _order_of_calls(layers) as order:
             report.batches = run()
             if report.batches == 0 and pool is None:
                 raise ValueError("there are no batches to calibrate with: data is empty")
             if sequential:
                 for layer in layers.values():
                     layer.statistics, layer.update = "running", "never"
-                for name in list(order):
+                for name in _agreed_order(order, layers, pool):
                     layers[name].ledger, layers[name].update = Ledger(), "always"
                     run()
                     layers[name].update = "never"
@@ -199,6 +209,22 @@ def _order_of_calls(layers: dict[str, BatchNorm]) -> Iterator[dict[str, None]]:
             handle.remove()
 
 
+def _agreed_order(
+    order: dict[str, None], layers: dict[str, BatchNorm], pool: Synchronized | None
+) -> list[str]:
+    """Return one order for all processes, of which some may have no data: each waits for all."""
+    if pool is None or not layers:
+        return list(order)
+    names = list(layers)
+    own = [names.index(name) for name in order]
+    row = torch.tensor([*own, *[-1] * (len(names) - len(own))])
+    device = layers[names[0]].get_buffer("running_mean").device
+    agree(pool, len(names), device, "models with unequal numbers of layers")
+    rows = pool.gather(row.to(device))
+    longest_first = (rows < 0).sum(1).argsort(stable=True)
+    return [names[at] for at in dict.fromkeys(rows[longest_first].flatten().tolist()) if at >= 0]
+
+
 def _assign(
     name: str, layer: BatchNorm, pool: Synchronized | None, report: CalibrationReport
 ) -> None:
@@ -219,6 +245,6 @@ def _assign(
         return
     mean.copy_(total.mean)
     var.copy_(total.var(correction=1))
-    if layer.num_batches_tracked is not None:
-        layer.num_batches_tracked.fill_(int(batches))
+    if layer.num_batches_tracked is not None and not isinstance(layer, BatchRenorm):
+        layer.num_batches_tracked.fill_(int(batches))  # in renormalization a schedule follows it
     report.done.append(name)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from batchnorm.layers import BatchNorm
-from batchnorm.models.adopt import adopt, let_go
+from batchnorm.models.adopt import adopt, check_adoptable, let_go
 from batchnorm.models.report import Report
 from batchnorm.models.walk import Where, batch_norms
 
@@ -61,8 +61,10 @@ def freeze(
         >>> model[1].num_batches_tracked, model[1].weight.requires_grad
         (tensor(0), True)
     """
-    report = FreezeReport()
-    for name, layer in batch_norms(model, where).items():
+    report, layers = FreezeReport(), batch_norms(model, where)
+    if statistics:
+        check_adoptable({n: layer for n, layer in layers.items() if layer.running_mean is not None})
+    for name, layer in layers.items():
         before = layer.__dict__.get(_BEFORE, {})
         if statistics and layer.running_mean is None:
             report.left[name] = "it has no running statistics to normalize by"
@@ -71,10 +73,11 @@ def freeze(
             before.setdefault("statistics", {"statistics": ours.statistics, "update": ours.update})
             ours.statistics, ours.update = "running", "never"
         if affine:
-            parameters = dict(layer.named_parameters(recurse=False))
-            before.setdefault("affine", {n: p.requires_grad for n, p in parameters.items()})
-            for parameter in parameters.values():
-                parameter.requires_grad_(False)
+            trained = before.setdefault("affine", set())
+            for parameter, values in layer.named_parameters(recurse=False):
+                if values.requires_grad:  # or else the user, or a layer that shares it, froze it
+                    trained.add(parameter)
+                    values.requires_grad_(False)
         if before:
             layer.__dict__[_BEFORE] = before
         if name not in report.left:
@@ -116,8 +119,8 @@ def unfreeze(
         if settings is None and trained is None:
             report.left[name] = "it was not frozen"
             continue
-        for parameter, required in (trained or {}).items():
-            getattr(layer, parameter).requires_grad_(required)
+        for parameter in trained or ():
+            getattr(layer, parameter).requires_grad_(True)
         if not before:
             del layer.__dict__[_BEFORE]
         if settings is not None:

@@ -27,7 +27,7 @@ class Report:
 
     def __repr__(self) -> str:
         names = ", ".join(name or "itself" for name in self.done)
-        if len(names) > 60:
+        if len(names) > 60 and len(self.done) > 1:
             names = f"{self.done[0]} ... {self.done[-1]}"
         lines = [f"{len(self.done)} {self.verb}{': ' if names else ''}{names}"]
         lines += [f"  left {name or 'itself'}: {reason}" for name, reason in self.left.items()]

@@ -58,6 +58,7 @@ def reduce_statistics(
 
     Raises:
         ValueError: `where` names no layer.
+        TypeError: `process_group` is no such thing.
         RuntimeError: The processes' models are not alike, or another process failed.
 
     Example:
@@ -99,6 +100,7 @@ def assert_statistics_agree(
     Raises:
         RuntimeError: They differ; the error, on all processes, names the layer and the ranks.
         ValueError: `where` names no layer.
+        TypeError: `process_group` is no such thing.
 
     Example:
         >>> import batchnorm as bn
@@ -162,7 +164,13 @@ def merge_statistics(
                 "statistics stand for, 2 or more, or 0 to leave it out"
             )
     first = given[0][0]
-    means = [key for key in first if key.split(".")[-1] == "running_mean"]
+    means = _means(first)
+    for at, (state, _) in enumerate(given):
+        if extra := [key for key in _means(state) if key not in first]:
+            raise ValueError(
+                f"state dict {at} has {extra[0]!r}, and the first has not: expected state dicts of "
+                "one model"
+            )
     merged: dict[str, Tensor] = {}
     for key in means:
         prefix = key.removesuffix("running_mean")
@@ -171,25 +179,34 @@ def merge_statistics(
         merged[key] = total.mean.to(first[key].dtype)
         merged[prefix + "running_var"] = total.var(correction=1).to(first[key].dtype)
         tracked = prefix + "num_batches_tracked"
-        if tracked in first:
+        if all(tracked in state for state, _ in given):
             merged[tracked] = sum(
-                (state[tracked] for state, _ in given), torch.zeros_like(first[tracked])
+                (state[tracked].to(first[key].device) for state, _ in given),
+                torch.zeros_like(first[tracked]),
             )
     return merged
+
+
+def _means(state: Mapping[str, Tensor]) -> list[str]:
+    return [key for key in state if key.split(".")[-1] == "running_mean"]
 
 
 def _moments(
     state: Mapping[str, Tensor], prefix: str, n: float, first: Mapping[str, Tensor], at: int
 ) -> Moments:
+    like = first[prefix + "running_mean"]
     for name in ("running_mean", "running_var"):
         key = prefix + name
-        if key not in state or state[key].shape != first[key].shape:
+        if key not in state or state[key].shape != like.shape:
             found = "nothing" if key not in state else f"size {tuple(state[key].shape)}"
             raise ValueError(
-                f"{key!r} is of size {tuple(first[key].shape)} in the first state dict, and state "
+                f"{key!r} is of size {tuple(like.shape)} in the first state dict, and state "
                 f"dict {at} has {found}: expected state dicts of one model"
             )
-    mean, var = (state[prefix + name].double() for name in ("running_mean", "running_var"))
+    mean, var = (
+        state[prefix + name].to(like.device, torch.float64)
+        for name in ("running_mean", "running_var")
+    )
     return Moments(n, mean, var * (n - 1))
 
 

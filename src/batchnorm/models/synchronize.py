@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import nn
 
 from batchnorm.layers import BatchNorm
-from batchnorm.models.adopt import adopt, let_go
+from batchnorm.models.adopt import adopt, check_adoptable, let_go, stock_class
 from batchnorm.models.report import Report
 from batchnorm.models.walk import Where, batch_norms
 
@@ -67,21 +67,22 @@ def synchronize(
         >>> type(model[1])
         <class 'torch.nn.modules.batchnorm.BatchNorm2d'>
     """
-    report = SynchronizeReport()
-    for name, layer in batch_norms(model, where).items():
+    report, layers = SynchronizeReport(), batch_norms(model, where)
+    check_adoptable(layers)
+    for name, layer in layers.items():
         ours = adopt(name, layer, "synchronize")
         ours.__dict__.setdefault(_BEFORE, ours.process_group)
         ours.process_group = process_group
-        ours._agreed = False
+        ours.__dict__.pop("_agreed", None)  # the processes are others
         report.done.append(name)
     return report
 
 
 def unsynchronize(model: nn.Module, *, where: Where = None) -> UnsynchronizeReport:
-    """Make the batch norms of a model local: those that `synchronize` changed are what they were.
+    """Make the batch norms of a model local; what was so before `synchronize` is what it was.
 
     Layers that were made as `SyncBatchNorm`, ours or that of `torch.nn`, become local as well; ours
-    by its setting, and that of `torch.nn`, which has no such setting, by becoming a `BatchNorm`.
+    by its setting, and that of `torch.nn`, which has no such setting, by becoming one of ours.
 
     Args:
         model: The model, changed in place.
@@ -92,6 +93,7 @@ def unsynchronize(model: nn.Module, *, where: Where = None) -> UnsynchronizeRepo
 
     Raises:
         ValueError: `where` names no layer.
+        TypeError: A layer is of a subclass of `torch.nn.SyncBatchNorm`.
 
     Example:
         >>> import batchnorm as bn
@@ -99,16 +101,19 @@ def unsynchronize(model: nn.Module, *, where: Where = None) -> UnsynchronizeRepo
         >>> bn.unsynchronize(layer), layer.process_group
         (1 local: itself, None)
     """
-    report = UnsynchronizeReport()
-    for name, found in batch_norms(model, where).items():
+    report, layers = UnsynchronizeReport(), batch_norms(model, where)
+    theirs = {n: m for n, m in layers.items() if issubclass(stock_class(m), nn.SyncBatchNorm)}
+    check_adoptable(theirs)
+    for name, found in layers.items():
         layer = found
-        if isinstance(found, nn.SyncBatchNorm):
+        if name in theirs:  # let go, it would be synchronized again
             layer = adopt(name, found, "unsynchronize")
         if not isinstance(layer, BatchNorm) or layer.process_group is None:
             report.left[name] = "it was local"
             continue
-        layer.process_group = layer.__dict__.pop(_BEFORE, None)
-        layer._agreed = False
+        layer.process_group = None
+        for forgotten in (_BEFORE, "_agreed"):
+            layer.__dict__.pop(forgotten, None)
         let_go(layer, "synchronize")
         report.done.append(name)
     return report

@@ -6,9 +6,9 @@ from types import TracebackType
 
 from torch import nn
 
-from batchnorm.functional import State, Tracked, follow
+from batchnorm.functional import update_running
 from batchnorm.layers import BatchNorm, Ledger
-from batchnorm.models.adopt import adopt, let_go
+from batchnorm.models.adopt import adopt, check_adoptable, let_go
 from batchnorm.models.walk import Where, batch_norms
 
 
@@ -16,9 +16,11 @@ class Transaction:
     """The forward passes inside count as one: see `transaction`."""
 
     def __init__(self, model: nn.Module, where: Where = None) -> None:
+        if where is not None and not isinstance(where, str) and not callable(where):
+            where = tuple(where)  # it is asked for more than once
+        batch_norms(model, where)  # so that an error is raised here
         self._model, self._where = model, where
         self._layers: dict[str, BatchNorm] = {}
-        self._is_decided = False
 
     def __enter__(self) -> Transaction:
         chosen = batch_norms(self._model, self._where)
@@ -27,14 +29,10 @@ class Transaction:
                 raise RuntimeError(
                     f"{name!r} is in a transaction already: commit or roll back that one first"
                 )
-        try:
-            for name, layer in chosen.items():
-                self._layers[name] = adopt(name, layer, "transaction")
-                self._layers[name].ledger = Ledger()
-        except TypeError:
-            self._close()
-            raise
-        self._is_decided = False
+        check_adoptable(chosen)
+        for name, layer in chosen.items():
+            self._layers[name] = adopt(name, layer, "transaction")
+            self._layers[name].ledger = Ledger()
         return self
 
     def commit(self) -> None:
@@ -48,15 +46,13 @@ class Transaction:
             if ledger is not None and ledger.total is not None:
                 assert mean is not None  # or else nothing would follow
                 assert var is not None
-                state = State(mean, var, layer.num_batches_tracked)
-                follow(Tracked(ledger.total), state, layer.momentum)
-        self.rollback()
+                update_running(mean, var, ledger.total, layer.momentum, layer.num_batches_tracked)
+            layer.ledger = Ledger()
 
     def rollback(self) -> None:
         """Forget all forward passes since the last decision: every buffer is as it was."""
         for layer in self._layers.values():
             layer.ledger = Ledger()
-        self._is_decided = True
 
     def __exit__(
         self,
@@ -65,7 +61,7 @@ class Transaction:
         trace: TracebackType | None,
     ) -> None:
         try:
-            if kind is None and not self._is_decided:
+            if kind is None:
                 self.commit()
         finally:
             self._close()
@@ -93,6 +89,9 @@ def transaction(model: nn.Module, *, where: Where = None) -> Transaction:
         model: The model.
         where: Which layers; see `freeze`.
 
+    Returns:
+        What goes into a `with`, and has `commit()` and `rollback()`.
+
     Raises:
         ValueError: `where` names no layer.
         RuntimeError: A layer is in a transaction already; raised at `with`.
@@ -110,5 +109,4 @@ def transaction(model: nn.Module, *, where: Where = None) -> Transaction:
         >>> torch.allclose(model.running_var, whole.running_var), model.num_batches_tracked
         (True, tensor(1))
     """
-    batch_norms(model, where)
     return Transaction(model, where)

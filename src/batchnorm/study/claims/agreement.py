@@ -100,8 +100,8 @@ CLAIM = Claim(
     "implementations here only if they compute the same.",
     source="a check of this study's own",
     measured="Two runs with the same seed, one with torch.nn's batch normalization and one with "
-    f"batchnorm's, are compared loss by loss over up to {_STEPS} steps. Where there was a compiler, "
-    "batchnorm runs on its native kernels, here as in the whole study.",
+    f"batchnorm's, are compared loss by loss over up to {_STEPS} steps. "
+    "Where there was a compiler, batchnorm runs on its native kernels, here as in the whole study.",
     rule=f"It holds for a network if no two losses differ by more than {_TOLERANCE:g} in float64.",
     unit="last loss",
     headings=("network", "type", "largest difference"),
