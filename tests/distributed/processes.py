@@ -224,6 +224,7 @@ def attempt(rank, size, folder, name):
     patience = timedelta(seconds=check.patience)
     store = dist.FileStore(str(folder / f"store of {name}"), size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=patience)
+    wait_for_all(store, "begun", rank, size, patience)  # or else one may die too soon
     torch.manual_seed(0)
     faulthandler.dump_traceback_later(check.limit, exit=True)
     error = ""
@@ -234,13 +235,18 @@ def attempt(rank, size, folder, name):
     except BaseException as raised:
         error = described(raised)
     if not check.dies:  # nobody leaves while another may still be reading
-        store.set(f"done {rank}", "")
         with contextlib.suppress(RuntimeError):
-            store.wait([f"done {other}" for other in range(size)], patience)
+            wait_for_all(store, "done", rank, size, patience)
     if dist.is_initialized():
         dist.destroy_process_group()
     faulthandler.cancel_dump_traceback_later()
     return error
+
+
+def wait_for_all(store, what, rank, size, patience):
+    """Return when all ranks have come here."""
+    store.set(f"{what} {rank}", "")
+    store.wait([f"{what} {other}" for other in range(size)], patience)
 
 
 def described(error):

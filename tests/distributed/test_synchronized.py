@@ -52,4 +52,5 @@ def test_the_program_of_the_page_by_torchrun(tmp_path):
     (tmp_path / program[1]).write_text(program[2])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     found = launch([*torchrun, tmp_path / program[1]], tmp_path, 90)
-    assert sorted(found.splitlines()) == printed[1].splitlines(), found
+    lines = re.findall(r"rank \d: .*?variance \d+\.\d+", found)  # the ends of which mix
+    assert sorted(lines) == printed[1].splitlines(), found

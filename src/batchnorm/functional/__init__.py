@@ -10,6 +10,7 @@ from batchnorm.functional.running import State as State
 from batchnorm.functional.running import Tracked as Tracked
 from batchnorm.functional.running import follow as follow
 from batchnorm.functional.running import is_recomputed as is_recomputed
+from batchnorm.functional.running import refuse_recomputation as refuse_recomputation
 from batchnorm.functional.running import update_running as update_running
 from batchnorm.functional.surroundings import in_backward as in_backward
 from batchnorm.functional.synchronized import Synchronized as Synchronized

@@ -20,7 +20,7 @@ from batchnorm.functional.checks import (
     check_on_small_batch,
 )
 from batchnorm.functional.renorm import Renorm
-from batchnorm.functional.running import State, Tracked, follow, moved
+from batchnorm.functional.running import State, Tracked, follow, moved, refuse_recomputation
 from batchnorm.functional.surroundings import is_compiling, is_traced_or_transformed
 from batchnorm.functional.synchronized import synchronized
 from batchnorm.kernels import DIFFERENTIABLE, Activation, ActivationLike, Form, plain, steps
@@ -157,7 +157,8 @@ def batch_norm(
             per channel in training.
         RuntimeError: A per-channel tensor has the wrong size, or a tensor is on another device;
             running statistics are missing in inference; a backend was forced that cannot serve the
-            call; `inplace` cannot be; or another process failed.
+            call; `inplace` cannot be; another process failed; or a checkpoint recomputes a call with
+            `renorm` and running statistics that it has moved.
         TypeError: `input` is complex or of an integer type, or `process_group` is no such thing.
 
     Example:
@@ -198,6 +199,8 @@ def batch_norm(
     if renorm is not None and training:
         if state is None:
             raise ValueError("renorm corrects towards running statistics, but there are none")
+        if not pure:
+            refuse_recomputation("batch_norm corrects towards running statistics (renorm)")
         corrects = Renorm(state.running_mean, state.running_var, *renorm, eps)
     y, found = run(
         input, state, weight, bias, residual, mask, training, training and state is not None,

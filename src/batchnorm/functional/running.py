@@ -83,6 +83,19 @@ def is_recomputed(found: Plain | Tracked) -> bool | Tensor:
     return not torch.compiler.is_compiling() and in_backward()
 
 
+def refuse_recomputation(what: str) -> None:
+    """Raise RuntimeError in a recomputation, of what needs running statistics that have moved.
+
+    Args:
+        what: What it is, to begin the message with.
+    """
+    if not torch.compiler.is_compiling() and in_backward():
+        raise RuntimeError(
+            f"{what}, and a checkpoint recomputes it: but the running statistics have moved since, "
+            "and the gradient would be wrong. Leave it out of the checkpoint"
+        )
+
+
 def follow(found: Plain | Tracked, state: State, momentum: float | None) -> None:
     """Move running statistics, in place, towards what a call found; see `update_running`.
 

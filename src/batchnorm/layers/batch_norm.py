@@ -17,6 +17,7 @@ from batchnorm.functional import (
     check_ghost_size,
     check_on_small_batch,
     follow,
+    refuse_recomputation,
     run,
     synchronized,
 )
@@ -206,7 +207,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         Raises:
             ValueError: A shape cannot be, or the batch has one value per channel in training.
             RuntimeError: A per-channel tensor has the wrong size, a tensor is on another device,
-                or `inplace` cannot be.
+                `inplace` cannot be, another process failed, or a checkpoint recomputes a layer
+                that normalizes by running statistics which it has moved.
             TypeError: `input` is complex or of an integer type.
 
         Example:
@@ -240,6 +242,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             self.statistics == "mode" and (self.training or state is None)
         )
         track = state is not None and self.track_running_stats and self._is_updating()
+        if track and not by_batch:
+            refuse_recomputation("the layer normalizes by running statistics that it updates")
         pool = corrects = None
         if by_batch or track:
             pool = self._pool(input.device)
