@@ -106,13 +106,14 @@ def masks_and_one_that_leaves_nothing(rank, size):
     weights = torch.rand(sum(shares), 6, dtype=torch.float64) * here
     for mask in (here, weights, weights.float()):
         for nothing in range(-1, size):
-            mask = mask.clone()
+            left = mask.clone()
             if nothing >= 0:
-                mask[sum(shares[:nothing]) :][: shares[nothing]] = 0
+                left[sum(shares[:nothing]) :][: shares[nothing]] = 0
             x, dy = random(sum(shares), 3, 6), random(sum(shares), 3, 6)
-            x.masked_fill_((mask == 0)[:, None], torch.nan)
-            dy = dy * (mask != 0)[:, None]
-            assert_like_one(layer_of(3), rank, shares, x, dy, mask=mask)
+            x.masked_fill_((left == 0)[:, None], torch.nan)
+            dy = dy * (left != 0)[:, None]
+            assert_like_one(layer_of(3), rank, shares, x, dy, mask=left)
+        assert_like_one(layer_of(3), rank, shares, dy, dy, mask=torch.zeros_like(mask))
 
 
 @check(2)

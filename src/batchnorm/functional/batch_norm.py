@@ -157,8 +157,8 @@ def batch_norm(
             per channel in training.
         RuntimeError: A per-channel tensor has the wrong size, or a tensor is on another device;
             running statistics are missing in inference; a backend was forced that cannot serve the
-            call; `inplace` cannot be; another process failed; or a checkpoint recomputes a call with
-            `renorm` and running statistics that it has moved.
+            call; `inplace` cannot be; another process failed; or a checkpoint recomputes a call
+            with `renorm` and running statistics that it has moved.
         TypeError: `input` is complex or of an integer type, or `process_group` is no such thing.
 
     Example:
@@ -297,10 +297,11 @@ def run(
                 '(drop_last=True), or choose on_small_batch="running" or "skip"'
             )
         by_batch = on_small_batch == "skip"
-        track = track and not by_batch  # its one value may be one of many
+        # its one value may be one of many; and other processes wait for what it gives
+        track = track and (not by_batch or pool is not None)
         mask = input.new_zeros([1] * input.ndim) if by_batch else mask
         form = form._replace(ghost_size=None)
-        pool = corrects = None
+        corrects = None
     if not by_batch and state is None:
         raise RuntimeError(
             "running_mean must be defined in evaluation mode, and running_var too: pass them, or "

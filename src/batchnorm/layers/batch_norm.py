@@ -273,7 +273,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         """Return what else to normalize with: other processes, if there are any."""
         if self.pooled is not None:
             return self.pooled()
-        if self.process_group is None:
+        if self.process_group is None or not self.training:
             return None
         pool = synchronized(self.process_group)
         if pool is not None and not self._agreed and not torch.compiler.is_compiling():
@@ -304,7 +304,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             "update": "training",
         }
         given = {name: getattr(self, name) for name in ours}
-        if given["process_group"] not in (None, "world"):
+        if hasattr(self.process_group, "size"):
             given["process_group"] = f"{self.process_group.size()} processes"  # type: ignore[union-attr]
         changed = [f"{name}={given[name]!r}" for name in ours if given[name] != ours[name]]
         return ", ".join([super().extra_repr(), *changed])  # type: ignore[no-untyped-call]
@@ -318,12 +318,16 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
                 self._buffers[name] = exact.to(after.device, _wide(exact.dtype))
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        # a copy makes sure of the other processes again, as one that they have made anew does
+        return {name: value for name, value in self.__dict__.items() if name != "_agreed"}
+
     def __deepcopy__(self, memo: dict[int, Any]) -> BatchNorm:
         new = self.__new__(type(self))
         memo[id(self)] = new
         if not isinstance(self.process_group, str | None):  # which stays the same one
             memo[id(self.process_group)] = self.process_group
-        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        new.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
         return new
 
     def _load_from_state_dict(self, *args: Any) -> None:
