@@ -227,3 +227,13 @@ class TestGroups:
         found = torch.func.vmap(lambda part: Moments.of(part, ghost_size=3).var())(x)
         expected = torch.stack([Moments.of(part, ghost_size=3).var() for part in x])
         torch.testing.assert_close(found, expected)
+
+
+def test_a_group_of_no_values_is_not_there_whatever_it_holds():
+    count = torch.tensor([[0.0], [5]], dtype=torch.float64)
+    mean, m2 = (
+        torch.tensor([[torch.nan], [2.0]]).double(),
+        torch.tensor([[torch.inf], [3.0]]).double(),
+    )
+    merged = Moments(count, mean, m2).merged()
+    assert (float(merged.count), merged.mean.item(), merged.m2.item()) == (5, 2, 3)

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from batchnorm.functional import batch_norm
+from batchnorm.functional import State, batch_norm, in_backward, operators
+from batchnorm.functional.surroundings import is_compiling, is_transformed
 from batchnorm.kernels import Activation
+from batchnorm.layers.recent import Recent
 
 try:
     import keras
@@ -50,8 +52,9 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
     is a subclass of Keras's layer, so what looks for that finds it; the arithmetic is `batch_norm`.
 
     A batch whose moving statistics Keras would spoil leaves them as they are: one whose positions
-    are all masked, or that has one value a channel, is empty, or is not finite. They are float32 or
-    wider under every dtype policy.
+    are all masked, or that has one value a channel, is empty, or is not finite. So does what a
+    checkpoint recomputes, as under `keras.RematScope`. They are float32 or wider under every dtype
+    policy.
 
     Args:
         axis: The channels' dimension.
@@ -135,6 +138,7 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
             activation = tuple(activation)
         parsed = Activation.parse(activation)
         self.activation = None if parsed is None else parsed.spec
+        self._recent: Recent[tuple[Tensor, Tensor]] = Recent()
 
     def get_config(self) -> dict[str, Any]:
         """Return the settings, from which `from_config` makes the layer again.
@@ -177,8 +181,9 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
         Raises:
             ValueError: The mask has another number of dimensions.
             TypeError: `inputs` are complex.
-            RuntimeError: `inputs` have another number of channels than the layer, or a backend of
-                this package was forced that cannot serve the call.
+            RuntimeError: `inputs` have another number of channels than the layer, a backend of
+                this package was forced that cannot serve the call, or a checkpoint recomputes a
+                call with `renorm` that is long ago, or is compiled.
 
         Example:
             >>> import numpy as np
@@ -230,20 +235,16 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
     def _normalize(
         self, x: Tensor, mask: Tensor | None, weight: Tensor | None, bias: Tensor | None
     ) -> tuple[Tensor, _Batch]:
-        """Return y and the moments that `batch_norm` found, by letting it update fresh ones."""
-        channels = x.shape[self.axis]
+        """Return y and the moments that `batch_norm` found: what statistics of 0 become by them."""
         dtype = torch.promote_types(x.dtype, torch.float32)
-        mean, var = (x.new_zeros(channels, dtype=dtype) for _ in range(2))
-        apart = mask is not None and mask.shape[self.axis] > 1  # each channel has its positions
-        updates = x.new_zeros(channels if apart else (), dtype=torch.int64)
 
-        def run(x: Tensor, mask: Tensor | None, at: slice, updates: Tensor) -> Tensor:
-            return batch_norm(
+        def run(x: Tensor, mask: Tensor | None, at: slice) -> tuple[Tensor, _Batch]:
+            zeros = x.new_zeros(x.shape[self.axis], dtype=dtype)
+            y, (mean, var, updates) = batch_norm(
                 x,
-                mean[at],
-                var[at],
-                None if weight is None else weight[at],
-                None if bias is None else bias[at],
+                State(zeros, zeros, zeros.new_zeros((), dtype=torch.int64)),
+                weight=None if weight is None else weight[at],
+                bias=None if bias is None else bias[at],
                 training=True,
                 momentum=1.0,
                 eps=self.epsilon,
@@ -251,21 +252,48 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
                 activation=self.activation,
                 channel_dim=self.axis,
                 on_small_batch="skip",
-                num_batches_tracked=updates,
             )
+            assert updates is not None  # they were given
+            good = (updates > 0).expand_as(mean)
+            return y, _Batch(mean, var * _biased(x, mask, self.axis), good)
 
-        if apart and mask is not None:
-            alone = (
-                run(x.narrow(self.axis, c, 1), mask.narrow(self.axis, c, 1), slice(c, c + 1), one)
-                for c, one in enumerate(updates)
-            )
-            y = torch.cat(list(alone), self.axis)
-        else:
-            y = run(x, mask, slice(None), updates)
-        return y, _Batch(mean, var * _biased(x, mask, self.axis), updates > 0)
+        if mask is None or mask.shape[self.axis] == 1:
+            return run(x, mask, slice(None))
+        alone = [  # each channel has its positions
+            run(x.narrow(self.axis, c, 1), mask.narrow(self.axis, c, 1), slice(c, c + 1))
+            for c in range(x.shape[self.axis])
+        ]
+        batches = zip(*(batch for _, batch in alone), strict=True)
+        return torch.cat([y for y, _ in alone], self.axis), _Batch._make(map(torch.cat, batches))
 
     def _correction(self, batch: _Batch) -> tuple[Tensor, Tensor]:
-        """Return the r and d of batch renormalization."""
+        """Return the r and d of batch renormalization, in a recomputation those of its call.
+
+        By then the weights have moved. What a checkpoint recomputes has the same moments as before,
+        so these say which call it was.
+        """
+        if is_transformed():
+            return self._new_correction(batch)
+        if torch.compiler.is_compiling():
+            r, d = self._new_correction(batch)
+            if is_compiling():
+                r = torch.ops.batchnorm.not_again.default(operators.snapshot(r))
+                d = operators.snapshot(d)
+            return r, d
+        if not in_backward():
+            found = self._new_correction(batch)
+            self._recent.add(batch.mean, found)
+            return found
+        again = self._recent.find(batch.mean)
+        if again is None:
+            raise RuntimeError(
+                f"a checkpoint recomputes a call of {self.name!r} that is not among the last "
+                f"{Recent.size}, and the statistics that renorm corrected it by are gone: run the "
+                "backward pass sooner after its forward pass"
+            )
+        return again
+
+    def _new_correction(self, batch: _Batch) -> tuple[Tensor, Tensor]:
         given = {name: at for name, at in self.renorm_clipping.items() if at is not None}
         low, high = given.get("rmin", 0.0), given.get("rmax", math.inf)
         furthest = given.get("dmax", math.inf)
@@ -275,12 +303,20 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
         return torch.where(batch.good, r, 1), torch.where(batch.good, d, 0)
 
     def _follow(self, batch: _Batch, momentum: float, **found: Tensor) -> None:
-        """Move weights towards what was found in a batch, unless it is one to leave out."""
+        """Move weights towards what was found in a batch, unless it is one to leave out.
+
+        A recomputation of a checkpoint moves nothing.
+        """
+        good = batch.good
+        if is_compiling():
+            good = good & ~operators.is_recomputation(good)
+        elif not torch.compiler.is_compiling() and in_backward():
+            return
         for name, new in found.items():
             variable = getattr(self, name)
             old = variable.value
             moved = old * momentum + new * (1 - momentum)
-            variable.assign(torch.where(batch.good, moved, old))
+            variable.assign(torch.where(good, moved, old))
 
 
 def _value(variable: Any) -> Tensor | None:

@@ -182,9 +182,10 @@ class Moments:
         count = self.count if isinstance(self.count, Tensor) else self.mean.new_tensor(self.count)
         weights = count.expand(self.mean.shape[0], 1)
         total = weights.sum()
-        first = self.mean[0]  # means may be large, and their distances small
-        mean = first + divide(((self.mean - first) * weights).sum(0), total)
-        m2 = self.m2.sum(0) + ((self.mean - mean).square() * weights).sum(0)
+        means, m2s = (torch.where(weights == 0, 0, v) for v in (self.mean, self.m2))
+        first = means[0]  # means may be large, and their distances small
+        mean = first + divide(((means - first) * weights).sum(0), total)
+        m2 = m2s.sum(0) + ((means - mean).square() * weights).sum(0)
         return Moments(total, mean, m2)
 
     @classmethod

@@ -19,6 +19,20 @@ def test_what_every_process_of_a_world_checks(size, tmp_path):
     assert not done.failures(), done.report()
 
 
+def test_row_11_one_collective_each_way_a_second_derivative_and_no_hanging(tmp_path):
+    """They say: "SyncBN is slow, hangs, has no double backward".
+
+    What torch has cannot even be tried on the CPU, which one of the checks shows.
+    """
+    names = [
+        *("the_layer_of_torch_refuses_the_cpu", "one_collective_each_way", "double_backward"),
+        *("no_value_is_read_back_from_the_device", "unequal_channels_are_told_to_every_rank"),
+        *("a_rank_dies_before_the_forward_pass", "a_rank_never_arrives"),
+    ]
+    done = run(2, names, tmp_path, seconds=60)
+    assert not done.failures(), done.report()
+
+
 def test_mishaps_are_told_and_the_rest_goes_on(tmp_path):
     done = run(2, MISHAPS, tmp_path, seconds=60)
     found = done.failures()

@@ -392,3 +392,23 @@ def test_a_full_graph_gives_the_same():
             found.append([y, *torch.autograd.grad(y, leaf, dy)])
         torch.testing.assert_close(*found)
     torch.testing.assert_close(layer.state_dict(), eager.state_dict())
+
+
+def test_mixed_batches_keep_their_memory_format():
+    layer = bn.BankedBatchNorm(5, banks=("a", "b"))
+    x = torch.randn(6, 5, 4, 4).contiguous(memory_format=torch.channels_last)
+    y = layer(x, domain=torch.arange(6) % 2)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(y, layer(x.contiguous(), domain=torch.arange(6) % 2))
+
+
+def test_a_bank_with_too_few_examples_moves_no_other():
+    layer = bn.BankedBatchNorm(3, banks=("a", "b"))
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        layer(torch.randn(5, 3), domain=torch.tensor([0, 0, 0, 0, 1]))
+    assert layer["a"].num_batches_tracked == layer["b"].num_batches_tracked == 0
+
+
+def test_banks_are_not_made_of_other_layers():
+    with pytest.raises(TypeError, match="load_state_dict"):
+        bn.BankedBatchNorm.from_layer(torch.nn.BatchNorm1d(3), ("a", "b"))

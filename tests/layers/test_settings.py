@@ -265,3 +265,38 @@ class TestLedger:
         with contextlib.suppress(ValueError):
             layer(torch.randn(1, 3))
         assert ledger.total is None
+
+
+def test_statistics_that_follow_are_those_of_what_came_in_though_it_is_overwritten():
+    x = torch.randn(8, 3) * 3 + 5
+    mean, var = x.mean(0), x.var(0)
+    settings = {"inplace": True, "statistics": "running", "update": "always", "momentum": 1.0}
+    layer = bn.BatchNorm(3, activation="relu", **settings)
+    with torch.no_grad():
+        assert layer(x) is x
+    torch.testing.assert_close(layer.running_mean, mean)
+    torch.testing.assert_close(layer.running_var, var)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_one_value_normalized_by_what_has_moved_since_is_not_recomputed(use_reentrant):
+    layer = bn.BatchNorm(3, on_small_batch="running", momentum=0.5)
+    layer(torch.randn(8, 3))
+    x = torch.randn(1, 3, requires_grad=True)
+    y = checkpoint(layer, x, use_reentrant=use_reentrant)
+    layer(torch.randn(8, 3) + 3)
+    with pytest.raises(RuntimeError, match="the running statistics have moved since"):
+        y.square().sum().backward()
+
+
+def test_statistics_that_a_tool_cast_are_float32_again():
+    layer, twin, x = bn.BatchNorm(3), bn.BatchNorm(3), torch.randn(8, 3)
+    for buffer in (layer.running_mean, layer.running_var):
+        buffer.data = buffer.data.bfloat16()  # as FSDP does with buffer_dtype
+    torch.testing.assert_close(layer(x), twin(x))
+    torch.testing.assert_close(layer.state_dict(), twin.state_dict())
+
+
+def test_momentum_and_half_life_say_the_same_thing():
+    with pytest.raises(ValueError, match="give one of them"):
+        bn.BatchNorm(3, momentum=0.5, half_life_batches=3)

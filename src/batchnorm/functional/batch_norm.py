@@ -297,6 +297,8 @@ def run(
                 '(drop_last=True), or choose on_small_batch="running" or "skip"'
             )
         by_batch = on_small_batch == "skip"
+        if track and not by_batch:
+            refuse_recomputation('one value per channel is normalized by the "running" statistics')
         # its one value may be one of many; and other processes wait for what it gives
         track = track and (not by_batch or pool is not None)
         mask = input.new_zeros([1] * input.ndim) if by_batch else mask
@@ -308,6 +310,11 @@ def run(
             "training=True to normalize by the batch's own moments"
         )
     weight, bias = _flat(weight), _flat(bias)
+    own: Moments | None = None
+    if track and not by_batch:  # the running statistics normalize, and follow all the same
+        backend = DIFFERENTIABLE if is_traced_or_transformed() else kernels.choose(input, form)
+        with torch.no_grad():
+            own = backend.collect(input.detach(), mask, form)  # before y is written over it
     y, moments = normalize(
         input,
         weight,
@@ -323,14 +330,13 @@ def run(
     )
     if not track:
         return y, None
-    if moments is None:  # the running statistics normalize, and follow all the same
-        with torch.no_grad():
-            backend = DIFFERENTIABLE if is_traced_or_transformed() else kernels.choose(input, form)
-            moments = backend.collect(input.detach(), mask, form)
-    elif groups_of is None:
-        return y, Tracked(moments)
-    moments = moments.detach().merged()
-    return y, Tracked(moments if pool is None else pool.moments(moments))
+    if own is None:
+        assert moments is not None  # those that normalized
+        if groups_of is None:
+            return y, Tracked(moments)
+        own = moments
+    own = own.detach().merged()
+    return y, Tracked(own if pool is None else pool.moments(own))
 
 
 def _flat(values: T) -> T:

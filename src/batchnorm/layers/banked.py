@@ -118,6 +118,7 @@ class BankedBatchNorm(nn.Module):
 
         Raises:
             ValueError: There are no banks, or two of one name.
+            TypeError: The layer is none of this package.
 
         Example:
             >>> import batchnorm as bn
@@ -125,6 +126,11 @@ class BankedBatchNorm(nn.Module):
             >>> bn.BankedBatchNorm.from_layer(trained, ("photo", "sketch")).names
             ('photo', 'sketch')
         """
+        if not isinstance(layer, BatchNorm):
+            raise TypeError(
+                f"layer is a {type(layer).__module__}.{type(layer).__name__}: expected a layer of "
+                "batchnorm; one of torch.nn gives it its numbers, by load_state_dict(state_dict())"
+            )
         new = cls.__new__(cls)
         nn.Module.__init__(new)
         first, *others = _names(banks)
@@ -230,9 +236,15 @@ class BankedBatchNorm(nn.Module):
         if mask is not None:
             mask = _over_positions(mask, x, channel_dim)
         parts, places = [], []
-        for at, name in enumerate(self.names):
-            rows = (index == at).nonzero().squeeze(1)
-            bank = self[name]
+        examples_of = {
+            name: (index == at).nonzero().squeeze(1) for at, name in enumerate(self.names)
+        }
+        names = list(self.names)
+        if all(self[name].process_group is None for name in names):
+            # what may be too few for a variance comes first: if that is an error, nothing has moved
+            names.sort(key=lambda name: examples_of[name].shape[0])
+        for name in names:
+            rows, bank = examples_of[name], self[name]
             if rows.shape[0] == 0 and bank.process_group is None:
                 continue
             chosen = (
@@ -243,7 +255,8 @@ class BankedBatchNorm(nn.Module):
             places.append(rows)
         if not parts:  # an empty batch
             parts, places = [self[self.names[0]](x, residual, mask)], [index]
-        return torch.cat(parts, dim).index_select(dim, torch.cat(places).argsort())
+        y = torch.cat(parts, dim).index_select(dim, torch.cat(places).argsort())
+        return y if y.stride() == x.stride() else torch.empty_like(x).copy_(y)
 
 
 def _names(banks: Sequence[str]) -> tuple[str, ...]:

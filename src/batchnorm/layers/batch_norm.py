@@ -147,6 +147,11 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         half_life_batches: float | None = None,
     ) -> None:
         if half_life_batches is not None:
+            if momentum != 0.1:
+                raise ValueError(
+                    f"momentum is {momentum} and half_life_batches {half_life_batches}: they say "
+                    "the same thing, so give one of them"
+                )
             momentum = momentum_from_half_life(half_life_batches)
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias
@@ -234,6 +239,9 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         buffers, parameters = self._buffers, self._parameters
         weight = parameters["weight"] if "weight" in parameters else self.weight  # noqa: SIM401
         bias = parameters["bias"] if "bias" in parameters else self.bias  # noqa: SIM401
+        mean = buffers["running_mean"]
+        if mean is not None and mean.dtype in _HALF_TYPES:  # by what casts buffers by itself
+            self._widen_statistics()
         mean, var = buffers["running_mean"], buffers["running_var"]
         state = None
         if mean is not None and var is not None:
