@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <new>
 #include <type_traits>
+#include <utility>
 
 #include "geometry.h"
 #include "loops.h"
@@ -15,21 +16,61 @@ using batchnorm::Call;
 using batchnorm::Forward;
 using batchnorm::Tensor;
 
-// Memory of a call, aligned to registers and freed with it. Where there is none it throws bad_alloc,
-// which must not leave a parallel region.
+// What a thread has freed and may need again soon: a call takes about ten blocks of a few kilobytes, and
+// one of many small groups takes that for each of them.
+class Idle {
+public:
+    ~Idle() {
+        for (const Block& block : blocks_) std::free(block.data);
+    }
+    void* take(std::size_t& bytes) {
+        for (Block& block : blocks_) {
+            if (block.bytes < bytes || block.bytes > 4 * bytes) continue;
+            bytes = block.bytes;
+            block.bytes = 0;
+            return std::exchange(block.data, nullptr);
+        }
+        return std::aligned_alloc(64, bytes);
+    }
+    void give(void* data, std::size_t bytes) {
+        for (Block& block : blocks_) {
+            if (bytes > most || block.data) continue;
+            block = {data, bytes};
+            return;
+        }
+        std::free(data);
+    }
+
+private:
+#if defined(__SANITIZE_ADDRESS__)  // it watches what is freed
+    static constexpr std::size_t most = 0;
+#else
+    static constexpr std::size_t most = std::size_t{64} << 10;
+#endif
+    struct Block { void* data = nullptr; std::size_t bytes = 0; };
+    Block blocks_[16];
+};
+
+inline Idle& idle() {
+    thread_local Idle own;
+    return own;
+}
+
+// Memory of a call, aligned to registers and given back with it.
 template <class A> class Array {
 public:
     explicit Array(int64_t size)
-        : data_(static_cast<A*>(std::aligned_alloc(64, (size * sizeof(A) + 127) / 64 * 64))) {
+        : bytes_((size * sizeof(A) + 127) / 64 * 64), data_(static_cast<A*>(idle().take(bytes_))) {
         if (!data_) throw std::bad_alloc();
     }
-    ~Array() { std::free(data_); }
+    ~Array() { idle().give(data_, bytes_); }
     Array(const Array&) = delete;
     Array& operator=(const Array&) = delete;
     A* get() const { return data_; }
     A& operator[](int64_t i) const { return data_[i]; }
 
 private:
+    std::size_t bytes_;
     A* data_;
 };
 
