@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from support import ACTIVATIONS, activate, assert_close
+from torch.utils.checkpoint import checkpoint
 
 import batchnorm.keras
 from batchnorm.conventions import from_keras, to_keras
@@ -271,6 +272,125 @@ class TestSpoiledBatches:
         x = batch((1, 3))
         assert torch.equal(ours(x, training=True), ours.beta.value[None])
         assert_close(theirs(x, training=True), ours.beta.value[None], torch.float32)
+
+
+#: What computes a call again in the backward pass.
+CHECKPOINTS = {
+    "non-reentrant": lambda call: lambda x: checkpoint(call, x, use_reentrant=False),
+    "reentrant": lambda call: lambda x: checkpoint(call, x, use_reentrant=True),
+    "of Keras": keras.remat,
+}
+
+
+class TestCheckpoint:
+    """A recomputation gives the gradients of its call, and moves no statistics."""
+
+    SETTINGS = (
+        {},
+        {"renorm": True, "renorm_momentum": 0.5, "momentum": 0.5},
+        {"renorm": True, "renorm_clipping": {"rmax": 1.5, "dmax": 0.3}, "activation": "silu"},
+    )
+
+    @staticmethod
+    def layer(shape, settings):
+        layer = OURS(**settings)
+        layer.build(shape)
+        weights = [np.random.default_rng(1).uniform(0.5, 2, w.shape) for w in layer.weights]
+        layer.set_weights(weights)
+        return layer
+
+    @staticmethod
+    def run(layer, around, xs, dys, **given):
+        """Return the gradients and the statistics after several calls and one backward pass."""
+        xs = xs.clone().requires_grad_()
+        call = around(lambda x: layer(x, training=True, **given))
+        loss = sum((call(x) * dy).sum() for x, dy in zip(xs, dys, strict=True))
+        before = statistics(layer)
+        learned = [weight.value for weight in layer.trainable_weights]
+        for leaf in learned:
+            leaf.grad = None
+        loss.backward()
+        for found, expected in zip(statistics(layer), before, strict=True):
+            np.testing.assert_array_equal(found, expected)
+        return [xs.grad, *(leaf.grad for leaf in learned)], before
+
+    def check(self, settings, around, shape, order, **given):
+        xs = batch((3, *shape))[order]
+        dys = torch.randn(xs.shape)
+        found, expected = (
+            self.run(self.layer(shape, settings), way, xs, dys, **given)
+            for way in (around, lambda call: call)
+        )
+        for ours, truth in zip(found[0], expected[0], strict=True):
+            torch.testing.assert_close(ours, truth)  # which are summed in another order
+        for ours, truth in zip(found[1], expected[1], strict=True):
+            np.testing.assert_array_equal(ours, truth)
+
+    @pytest.mark.parametrize("around", CHECKPOINTS.values(), ids=CHECKPOINTS)
+    @pytest.mark.parametrize("settings", SETTINGS)
+    def test_one_call(self, settings, around):
+        self.check(settings, around, (8, 5), [0])
+
+    @pytest.mark.parametrize("around", CHECKPOINTS.values(), ids=CHECKPOINTS)
+    @pytest.mark.parametrize("settings", SETTINGS)
+    def test_several_calls_also_of_one_batch(self, settings, around):
+        self.check(settings, around, (8, 5), [0, 1, 0, 2, 0])
+
+    @pytest.mark.parametrize("around", CHECKPOINTS.values(), ids=CHECKPOINTS)
+    @pytest.mark.parametrize("settings", SETTINGS)
+    @pytest.mark.parametrize("axis", [1, -1])
+    def test_a_mask(self, axis, settings, around):
+        mask = torch.rand(6, 5) < 0.7
+        self.check({**settings, "axis": axis}, around, (6, 5, 4), [0, 1], mask=mask)
+
+    def test_gradients_are_those_of_keras(self):
+        xs, dys = batch((1, 16, 5)), torch.randn(1, 16, 5)
+        ours, theirs = pair((16, 5), {"renorm": True})
+        found = self.run(ours, CHECKPOINTS["non-reentrant"], xs, dys)
+        expected = self.run(theirs, lambda call: call, xs, dys)
+        for gradient, truth in zip(found[0], expected[0], strict=True):
+            assert_close(gradient, truth, torch.float32, "sum", KERAS)
+
+    @pytest.mark.parametrize("mode", ["full", "activations"])
+    @pytest.mark.parametrize("settings", SETTINGS)
+    def test_a_scope_of_keras(self, settings, mode):
+        xs, dys = batch((2, 8, 5)), torch.randn(2, 8, 5)
+        plain = self.run(self.layer((8, 5), settings), lambda call: call, xs, dys)
+        with keras.RematScope(mode=mode):
+            layer = self.layer((8, 5), settings)
+        scoped = self.run(layer, lambda call: call, xs, dys)
+        for found, expected in zip(scoped[0] + scoped[1], plain[0] + plain[1], strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+    @pytest.mark.parametrize("use_reentrant", [False, True])
+    def test_a_call_that_is_long_ago_says_so(self, use_reentrant):
+        layer = pair((8, 3), {"renorm": True, "name": "far"})[0]
+        x = batch((8, 3)).requires_grad_()
+        y = checkpoint(lambda x: layer(x, training=True), x, use_reentrant=use_reentrant)
+        for _ in range(32):
+            layer(batch((8, 3)), training=True)
+        with pytest.raises(RuntimeError, match=r"'far' that is not among the last 32"):
+            y.backward(torch.randn(8, 3))
+
+    def test_what_is_remembered_goes_into_no_copy(self, tmp_path):
+        x = batch((8, 5))
+        model = keras.Sequential([keras.Input((5,)), OURS(renorm=True)])
+        model(x, training=True)
+        assert len(model.layers[0]._recent) == 1
+        model.save(tmp_path / "model.keras")
+        saved = keras.saving.load_model(tmp_path / "model.keras")
+        for twin in (saved, copy.deepcopy(model)):
+            assert len(twin.layers[0]._recent) == 0
+            assert torch.equal(twin(x), model(x))
+        assert len(keras.models.clone_model(model).layers[0]._recent) == 0
+
+    @pytest.mark.parametrize("use_reentrant", [False, True])
+    def test_compiled_renormalization_says_so(self, use_reentrant):
+        layer = pair((8, 5), {"renorm": True})[0]
+        compiled = torch.compile(lambda x: layer(x, training=True), backend="aot_eager")
+        y = checkpoint(compiled, batch((8, 5)).requires_grad_(), use_reentrant=use_reentrant)
+        with pytest.raises(RuntimeError, match="do not compile it"):
+            y.backward(torch.randn(8, 5))
 
 
 class TestConventions:

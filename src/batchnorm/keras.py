@@ -169,6 +169,29 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
             kwargs["dtype"] = "float32"
         return super().add_weight(*args, trainable=trainable, **kwargs)
 
+    def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the call as the `keras.RematScope` of the layer has it.
+
+        Under its mode `"activations"` the call stays as it is: what it keeps for the backward pass
+        is its input alone, with an activation, too.
+
+        Args:
+            layer_call: What a call of the layer runs.
+            args: What it is called with.
+            kwargs: Likewise.
+
+        Example:
+            >>> import keras, numpy as np
+            >>> from batchnorm.keras import BatchNormalization
+            >>> with keras.RematScope(mode="activations"):
+            ...     layer = BatchNormalization(activation="relu")
+            >>> tuple(layer(np.ones((4, 3), "float32"), training=True).shape)
+            (4, 3)
+        """
+        if self._remat_mode is not None and self._remat_mode.mode == "activations":
+            return layer_call
+        return super().rematerialized_call(layer_call, *args, **kwargs)
+
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """Return the normalized batch.
 
