@@ -91,8 +91,8 @@ def test_a_synchronized_layer_of_torch_stays_synchronized():
     assert layer.process_group is None
 
 
-@pytest.mark.parametrize("layer", [Mine(3), nn.LazyBatchNorm1d()])
-def test_a_subclass_is_refused_by_name(layer):
+def test_a_subclass_is_refused_by_name():
+    layer = Mine(3)
     with pytest.raises(TypeError, match=rf"'head.norm' is a {type(layer).__name__}, .* by where="):
         adopt("head.norm", layer, "test")
     with pytest.raises(TypeError, match=r"'b' is a"):
@@ -135,3 +135,67 @@ def test_an_adopted_layer_is_copied_pickled_and_loaded_like_any_other():
         bn.unfreeze(twin)
         assert type(twin) is nn.BatchNorm1d
     assert type(layer) is bn.BatchNorm1d  # and knows nothing of it
+
+
+def test_a_lazy_layer_has_to_know_its_channels_first():
+    layer = nn.LazyBatchNorm1d()
+    with pytest.raises(TypeError, match=r"'head' is a LazyBatchNorm1d .*: run one batch through"):
+        adopt("head", layer, "test")
+    layer(torch.randn(4, 3))
+    assert bn.freeze(layer).done == [""]
+
+
+def test_a_half_layer_has_wide_statistics_for_as_long_as_it_is_ours():
+    layer = nn.BatchNorm1d(1, momentum=2**-12).half()
+    with bn.transaction(layer):
+        assert layer.running_mean.dtype == torch.float32
+    assert layer.running_mean.dtype == torch.float16
+    bn.synchronize(layer)
+    for _ in range(2):
+        layer(torch.tensor([[0.0], [2]]).half())
+    assert layer.running_mean.item() == pytest.approx(1 - (1 - 2**-12) ** 2, rel=1e-6)
+
+
+def test_a_layer_that_went_to_half_meanwhile_is_a_half_layer_of_torch():
+    layer, x = nn.BatchNorm1d(3), torch.randn(8, 3).half()
+    expected = copy.deepcopy(layer).half()
+    bn.freeze(layer)
+    layer.half()
+    bn.unfreeze(layer)
+    torch.testing.assert_close(layer(x), expected(x), rtol=0, atol=0)
+    torch.testing.assert_close(layer.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    bn.freeze(layer)
+    layer.float()
+    bn.unfreeze(layer)
+    assert layer.running_var.dtype == torch.float32
+
+
+class Group:
+    """What can be neither copied nor pickled, as a process group."""
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError("cannot pickle Group")
+
+
+@pytest.mark.parametrize("norm", [nn.SyncBatchNorm, bn.SyncBatchNorm])
+def test_a_copy_shares_the_process_groups_of_before(norm):
+    first, second = Group(), Group()
+    layer = norm(3, process_group=first)
+    bn.freeze(layer)
+    bn.synchronize(layer, second)
+    twin = copy.deepcopy(layer)
+    assert twin.process_group is second
+    for each in (layer, twin):
+        bn.unfreeze(each)
+        bn.unsynchronize(each)
+        assert type(each) is norm
+        assert each.process_group is first
+
+
+def test_a_copy_made_inside_is_held_by_nothing_that_ended():
+    layer = nn.BatchNorm1d(3)
+    with bn.transaction(layer):
+        twin = copy.deepcopy(layer)
+    bn.freeze(twin)
+    bn.unfreeze(twin)
+    assert type(twin) is type(layer) is nn.BatchNorm1d

@@ -249,3 +249,26 @@ def test_the_layer_made_frozen_is_the_frozen_layer():
     assert_bits(layer.train()(x), stock.train()(x))
     assert not any(p.requires_grad for p in layer.parameters())
     assert_bits(layer.state_dict(), stock.state_dict())
+
+
+class Doubled(nn.Module):
+    """A parametrization."""
+
+    def forward(self, weight):
+        return 2 * weight
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, bn.BatchNorm1d])
+def test_what_a_parametrized_weight_is_made_from_is_frozen(norm):
+    layer = norm(3)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Doubled())
+    layer.bias.requires_grad_(False)
+    original = layer.parametrizations.weight.original
+    assert bn.freeze(layer, statistics=False).done == [""]
+    assert not layer(torch.randn(8, 3)).requires_grad
+    bn.unfreeze(layer)
+    assert [p.requires_grad for p in (original, layer.bias)] == [True, False]
+    if norm is nn.BatchNorm1d:
+        with pytest.raises(TypeError, match=r"parametrized, .* a ParametrizedBatchNorm1d"):
+            bn.freeze(layer)
+        assert original.requires_grad

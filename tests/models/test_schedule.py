@@ -143,10 +143,10 @@ class TestTransactions:
 
     def test_a_commit_that_fails_leaves_none(self):
         model, schedule = network(), Schedule(transactions=True)
-        model[2].momentum = model[2].num_batches_tracked = None
         schedule.begin(model, 0)
         schedule.open()
         model(data()[0][0])
+        model[2].momentum = model[2].num_batches_tracked = None
         with pytest.raises(ValueError, match="momentum"):
             schedule.step(1)
         assert_in_no_transaction(model)

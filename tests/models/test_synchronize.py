@@ -134,3 +134,18 @@ def test_every_order_of_two_tools_ends_where_it_began():
         for name in order:
             getattr(bn, f"un{name}")(model)
         assert attributes(model) == before
+
+
+def test_undone_is_what_was_before_and_a_second_call_makes_it_local():
+    first, second = object(), object()
+    layer = bn.SyncBatchNorm(4, process_group=first)
+    bn.synchronize(layer, second)
+    bn.synchronize(layer)
+    reason = "it has the process group again that it had before synchronize"
+    assert bn.unsynchronize(layer).left == {"": reason}
+    assert layer.process_group is first
+    assert bn.unsynchronize(layer).done == [""]
+    assert layer.process_group is None
+    bn.synchronize(layer, second)
+    assert bn.unsynchronize(layer).done == [""]
+    assert layer.process_group is None

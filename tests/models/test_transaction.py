@@ -295,3 +295,45 @@ def test_banks_have_a_transaction_each():
     whole(torch.cat([b, b]))
     torch.testing.assert_close(state(layer["b"]), state(whole))
     assert layer["a"].num_batches_tracked == 1
+
+
+def uncounted():
+    layer = bn.BatchNorm1d(3, momentum=None)
+    layer.num_batches_tracked = None
+    return layer
+
+
+def test_where_one_layer_cannot_follow_none_does():
+    model = nn.Sequential(bn.BatchNorm1d(3), uncounted())
+    before = state(model)
+    with pytest.raises(ValueError, match="'1' cannot follow: momentum=None"), bn.transaction(model):
+        raise AssertionError
+    model[1].momentum = 0.1
+    with bn.transaction(model) as t:
+        model(torch.randn(8, 3))
+        model[1].momentum = None
+        with pytest.raises(ValueError, match="'1' cannot follow: momentum=None"):
+            t.commit()
+        assert_bits(state(model), before)
+        t.rollback()
+    assert bn.transaction(model.eval()).__enter__().rollback() is None  # where nothing follows
+
+
+def test_what_was_frozen_inside_stays():
+    model = nn.Sequential(nn.BatchNorm1d(3), bn.BatchNorm1d(3))
+    before = state(model[0])
+    with bn.transaction(model):
+        model(torch.randn(8, 3))
+        bn.freeze(model, where="0")
+    assert_bits(state(model[0]), before)
+    assert model[1].num_batches_tracked == 1
+
+
+def test_a_micro_batch_whose_variance_the_statistics_cannot_hold_is_left_out():
+    layer, whole = bn.BatchNorm1d(3), bn.BatchNorm1d(3)
+    a, b, c = torch.randn(3, 8, 3)
+    with bn.transaction(layer):
+        for part in (a, b * 1e25, c):
+            layer(part)
+    whole(torch.cat([a, c]))
+    torch.testing.assert_close(state(layer), state(whole))

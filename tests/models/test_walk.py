@@ -48,10 +48,8 @@ def test_a_layer_itself_has_an_empty_name():
         (["banks.*", "stem.*"], ["stem.1", *NAMES[2:]]),
         (("stem.?",), ["stem.1"]),
         ((name for name in ("stem.1", "*.real")), ["stem.1", "banks.banks.real"]),
-        ([], []),
         (lambda name, layer: type(layer) is nn.BatchNorm2d, ["stem.1"]),
         (lambda name, layer: name.endswith("fake"), ["banks.banks.fake"]),
-        (lambda name, layer: False, []),
     ],
 )
 def test_where_chooses_in_the_order_of_the_model(where, names):
@@ -111,3 +109,9 @@ def test_reports_say_what_was_done_and_left_and_are_plain_data():
     long = nn.ModuleDict({"x" * 70: nn.BatchNorm1d(3)})
     assert repr(bn.freeze(long)) == f"1 frozen: {'x' * 70}"
     assert repr(bn.unfreeze(bn.BatchNorm(3))) == "0 unfrozen\n  left itself: it was not frozen"
+
+
+@pytest.mark.parametrize("where", [[], (), lambda name, layer: False])
+def test_what_chooses_none_is_an_error_that_says_what_there_is(where):
+    with pytest.raises(ValueError, match=r"where is .* no batch norm of this Network; .*'stem\.1'"):
+        batch_norms(Network(), where)

@@ -12,8 +12,11 @@ from batchnorm.moments import Moments
 class Ledger:
     """The moments of all calls of a layer since it was opened, merged.
 
-    A batch that is not finite, and a recomputation of a checkpoint, add nothing. No value is read
-    back from the device.
+    A batch whose moments are not finite in `dtype`, and a recomputation of a checkpoint, add
+    nothing. No value is read back from the device.
+
+    Args:
+        dtype: The type of what is to follow the moments.
 
     Attributes:
         total: The moments, or None if the layer did not run.
@@ -23,13 +26,18 @@ class Ledger:
     total: Moments | None = None
     batches: Tensor | int = 0
 
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+        self.dtype = dtype
+
     def add(self, found: Plain | Tracked) -> None:
         """Add what a call found."""
         again = is_recomputed(found)
         if again is True:
             return
         moments = found.moments().detach()
-        good = moments.mean.isfinite().all() & moments.m2.isfinite().all()
+        good = moments.m2.isfinite().all()
+        for followed in (moments.mean, moments.var(correction=1)):
+            good = good & followed.to(self.dtype).isfinite().all()
         if again is not False:
             good = good & ~again
         count, mean, m2 = moments.count, moments.mean, moments.m2

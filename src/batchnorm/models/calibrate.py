@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm.functional import Synchronized, agree, synchronized
+from batchnorm.functional import Plain, Synchronized, Tracked, agree, synchronized
 from batchnorm.layers import BatchNorm, BatchRenorm, Ledger
-from batchnorm.models.adopt import adopt, let_go
+from batchnorm.models.adopt import adopt, dtype_when_let_go, let_go
 from batchnorm.models.batches import (
     CallModel,
     Modes,
@@ -91,11 +92,13 @@ def calibrate(
         progress: Whether to show how far it is, on a terminal and where Rich is installed.
 
     Returns:
-        Which layers were calibrated, and which were left, with the reason: one that did not run is
-        left as it was. The statistics of a layer that is used several times are those of all uses.
+        Which layers were calibrated, and which were left as they were, with the reason: one that is
+        frozen (see `freeze`; unfreeze it first), that did not run, that saw no finite values or too
+        few, or whose variance its type cannot hold. The statistics of a layer that is used several
+        times are those of all uses.
 
     Raises:
-        ValueError: There are no batches, or `where` names no layer.
+        ValueError: There are no batches, `max_batches` is below 1, or `where` names no layer.
         TypeError: A batch cannot be passed to the model, the data can be gone through only once, or
             a layer is of a class of which nobody knows what its forward does.
         RuntimeError: A layer is in a transaction.
@@ -112,6 +115,8 @@ def calibrate(
         Ioffe & Szegedy, 2015, algorithm 2; Wu & Johnson, Rethinking "Batch" in BatchNorm, 2021
         (arXiv:2105.07576), section 3.
     """
+    if max_batches is not None and max_batches < 1:
+        raise ValueError(f"max_batches is {max_batches}: expected 1 or more")
     if sequential and iter(data) is data:
         raise TypeError(
             "sequential=True goes through the data once for each layer, but they can be gone "
@@ -141,7 +146,7 @@ def calibrate(
                 for layer in layers.values():
                     layer.statistics, layer.update = "running", "never"
                 for name in _agreed_order(order, layers, pool):
-                    layers[name].ledger, layers[name].update = Ledger(), "always"
+                    layers[name].ledger, layers[name].update = _Heard(), "always"
                     run()
                     layers[name].update = "never"
                     _assign(name, layers[name], pool, report)
@@ -153,6 +158,30 @@ def calibrate(
         if name not in report.done:
             report.left.setdefault(name, "it did not run")
     return report
+
+
+class _Heard(Ledger):
+    """A ledger that knows whether there was anything, where nothing could be kept.
+
+    Attributes:
+        values: The number of values a channel, whether finite or not; None if the layer did not
+            run.
+    """
+
+    values: Tensor | float | None = None
+
+    def add(self, found: Plain | Tracked) -> None:
+        """Add what a call found."""
+        count = found.moments().count
+        self.values = count if self.values is None else self.values + count
+        super().add(found)
+
+
+def _is_frozen(layer: _BatchNorm) -> bool:
+    """Return whether the running statistics normalize and nothing is to move them."""
+    if not isinstance(layer, BatchNorm):
+        return False
+    return layer.statistics == "running" and layer.update == "never"
 
 
 @contextmanager
@@ -171,13 +200,16 @@ def _observed(
             if candidate.running_mean is None:
                 report.left[name] = "it has no running statistics"
                 continue
+            if _is_frozen(candidate):
+                report.left[name] = "it is frozen"
+                continue
             if isinstance(candidate, BatchNorm) and candidate.ledger is not None:
                 raise RuntimeError(f"{name!r} is in a transaction: decide that one first")
             layer = layers[name] = adopt(name, candidate, "calibrate")
             settings[name] = {n: layer.__dict__[n] for n in _SETTINGS if n in layer.__dict__}
             buffers[name] = {n: b.clone() for n, b in layer.named_buffers(recurse=False)}
             layer.statistics, layer.update, layer.on_small_batch = "batch", "always", "running"
-            layer.process_group, layer.ledger = None, Ledger()
+            layer.process_group, layer.ledger = None, _Heard()
         model.eval()
         yield layers
     except BaseException:
@@ -230,7 +262,7 @@ def _assign(
 ) -> None:
     """Set a layer's running statistics to what its ledger has, if it has anything."""
     ledger, mean, var = layer.ledger, layer.running_mean, layer.running_var
-    assert ledger is not None  # as long as it is observed
+    assert isinstance(ledger, _Heard)  # as long as it is observed
     assert mean is not None
     assert var is not None
     total, batches = ledger.total, ledger.batches
@@ -239,12 +271,20 @@ def _assign(
         total = pool.moments(total or Moments.none(layer.num_features, mean.device))
         batches, _ = pool.sums(count, count)
     if total is None or not float(total.count) > 0:
+        if ledger.values is not None:
+            empty = not float(ledger.values) > 0
+            report.left[name] = "no batch had values" if empty else "no batch was finite"
         return
     if not float(total.count) > 1:
         report.left[name] = "it saw one value a channel, which has no variance"
         return
-    mean.copy_(total.mean)
-    var.copy_(total.var(correction=1))
+    found, dtype = (total.mean, total.var(correction=1)), dtype_when_let_go(layer)
+    for kind, values in zip(("mean", "variance"), found, strict=True):
+        if not bool(values.to(dtype).isfinite().all()):
+            report.left[name] = f"its {kind} does not fit {str(dtype).removeprefix('torch.')}"
+            return
+    mean.copy_(found[0])
+    var.copy_(found[1])
     if layer.num_batches_tracked is not None and not isinstance(layer, BatchRenorm):
         layer.num_batches_tracked.fill_(int(batches))  # in renormalization a schedule follows it
     report.done.append(name)

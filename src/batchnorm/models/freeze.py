@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.layers import BatchNorm
 from batchnorm.models.adopt import adopt, check_adoptable, let_go
@@ -35,7 +37,8 @@ def freeze(
 
     Frozen statistics: the running moments normalize and nothing updates them, in training too. A
     frozen affine part: weight and bias require no gradient. `model.train()` changes neither, eps
-    and momentum stay, and layers of `torch.nn` are held to it as well.
+    and momentum stay, and layers of `torch.nn` are held to it as well. Of a weight or bias that is
+    parametrized (`torch.nn.utils.parametrize`) everything that it is made from is frozen.
 
     Args:
         model: The model, changed in place.
@@ -49,7 +52,8 @@ def freeze(
 
     Raises:
         ValueError: `where` names no layer.
-        TypeError: A layer is of a class of which nobody knows what its forward does.
+        TypeError: The statistics are to be frozen of a layer of a class of which nobody knows what
+            its forward does.
 
     Example:
         >>> import batchnorm as bn, torch
@@ -74,7 +78,7 @@ def freeze(
             ours.statistics, ours.update = "running", "never"
         if affine:
             trained = before.setdefault("affine", set())
-            for parameter, values in layer.named_parameters(recurse=False):
+            for parameter, values in _affine(layer):
                 if values.requires_grad:  # or else the user, or a layer that shares it, froze it
                     trained.add(parameter)
                     values.requires_grad_(False)
@@ -119,8 +123,9 @@ def unfreeze(
         if settings is None and trained is None:
             report.left[name] = "it was not frozen"
             continue
-        for parameter in trained or ():
-            getattr(layer, parameter).requires_grad_(True)
+        for parameter, values in _affine(layer):
+            if parameter in (trained or ()):
+                values.requires_grad_(True)
         if not before:
             del layer.__dict__[_BEFORE]
         if settings is not None:
@@ -130,3 +135,10 @@ def unfreeze(
             let_go(layer, "freeze")
         report.done.append(name)
     return report
+
+
+def _affine(layer: _BatchNorm) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters of a layer's affine part, with what its parametrizations have."""
+    for name, parameter in layer.named_parameters():
+        if "." not in name or name.startswith("parametrizations."):
+            yield name, parameter

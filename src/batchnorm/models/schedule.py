@@ -76,7 +76,7 @@ class Schedule:
             )
         if calibrate and freeze_after is not None:
             raise ValueError(
-                "calibrate would move, in the end, the statistics that freeze_after holds: give "
+                "calibrate would find frozen, in the end, what freeze_after has frozen: give "
                 "one of them, or two callbacks, with where= for the layers of each"
             )
         self.calibrates, self.has_transactions = calibrate, transactions
@@ -110,6 +110,7 @@ class Schedule:
         """Let the forward passes from here to `step` count as one, if that was asked for.
 
         Raises:
+            ValueError: A layer averages over all batches, and nobody counts them.
             RuntimeError: A layer is in a transaction already.
             TypeError: A layer is of a class of which nobody knows what its forward does.
         """
@@ -182,6 +183,8 @@ class Schedule:
             return
         freeze(self._model, where=self._where)
         for layer in batch_norms(self._model, self._where).values():
-            for parameter in layer.parameters(recurse=False):
+            for parameter in layer.parameters():
+                if parameter.requires_grad:
+                    continue
                 parameter.grad = None  # or else the optimizer would make a step of what is left
         self._is_frozen = True

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import nn
 
 from batchnorm.layers import BatchNorm
-from batchnorm.models.adopt import adopt, check_adoptable, let_go, stock_class
+from batchnorm.models.adopt import Kept, adopt, check_adoptable, let_go, stock_class
 from batchnorm.models.report import Report
 from batchnorm.models.walk import Where, batch_norms
 
@@ -71,7 +71,7 @@ def synchronize(
     check_adoptable(layers)
     for name, layer in layers.items():
         ours = adopt(name, layer, "synchronize")
-        ours.__dict__.setdefault(_BEFORE, ours.process_group)
+        ours.__dict__.setdefault(_BEFORE, Kept(ours.process_group))
         ours.process_group = process_group
         ours.__dict__.pop("_agreed", None)  # the processes are others
         report.done.append(name)
@@ -79,9 +79,11 @@ def synchronize(
 
 
 def unsynchronize(model: nn.Module, *, where: Where = None) -> UnsynchronizeReport:
-    """Make the batch norms of a model local; what was so before `synchronize` is what it was.
+    """Undo `synchronize`, and make the batch norms local that are synchronized without it.
 
-    Layers that were made as `SyncBatchNorm`, ours or that of `torch.nn`, become local as well; ours
+    A layer that `synchronize` was called for is what it was before, with the process group that it
+    had, if it had one; a second call makes such a layer local. Layers that were made as
+    `SyncBatchNorm`, ours or that of `torch.nn`, and that it was not called for, become local: ours
     by its setting, and that of `torch.nn`, which has no such setting, by becoming one of ours.
 
     Args:
@@ -89,7 +91,8 @@ def unsynchronize(model: nn.Module, *, where: Where = None) -> UnsynchronizeRepo
         where: Which layers; see `freeze`.
 
     Returns:
-        What is local now, and what was left, with the reason.
+        What is local now, and what was left, with the reason: it was local before, or it has its
+        first process group again.
 
     Raises:
         ValueError: `where` names no layer.
@@ -106,14 +109,17 @@ def unsynchronize(model: nn.Module, *, where: Where = None) -> UnsynchronizeRepo
     check_adoptable(theirs)
     for name, found in layers.items():
         layer = found
-        if name in theirs:  # let go, it would be synchronized again
+        before = found.__dict__.pop(_BEFORE, None)
+        if name in theirs and before is None:  # let go, it would be synchronized again
             layer = adopt(name, found, "unsynchronize")
         if not isinstance(layer, BatchNorm) or layer.process_group is None:
             report.left[name] = "it was local"
             continue
-        layer.process_group = None
-        for forgotten in (_BEFORE, "_agreed"):
-            layer.__dict__.pop(forgotten, None)
+        layer.process_group = None if before is None else before.group
+        layer.__dict__.pop("_agreed", None)
+        if layer.process_group is None:
+            report.done.append(name)
+        else:
+            report.left[name] = "it has the process group again that it had before synchronize"
         let_go(layer, "synchronize")
-        report.done.append(name)
     return report

@@ -5,11 +5,14 @@ from __future__ import annotations
 from types import TracebackType
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.functional import update_running
+from batchnorm.functional.checks import check_momentum
 from batchnorm.layers import BatchNorm, Ledger
 from batchnorm.models.adopt import adopt, check_adoptable, let_go
 from batchnorm.models.walk import Where, batch_norms
+from batchnorm.moments import Moments
 
 
 class Transaction:
@@ -31,28 +34,40 @@ class Transaction:
                 )
         check_adoptable(chosen)
         for name, layer in chosen.items():
+            follows = layer._is_updating() if isinstance(layer, BatchNorm) else layer.training
+            if follows and layer.running_mean is not None:
+                _check_counted(name, layer)
+        for name, layer in chosen.items():
             self._layers[name] = adopt(name, layer, "transaction")
-            self._layers[name].ledger = Ledger()
+            self._layers[name].ledger = _ledger(self._layers[name])
         return self
 
     def commit(self) -> None:
         """Let the running statistics follow all forward passes since the last decision, as one.
 
+        Those of all layers, or, if there is an error, of none. A layer that was frozen meanwhile
+        stays where it is.
+
         Raises:
             ValueError: A layer averages over all batches, and nobody counts them.
         """
-        for layer in self._layers.values():
-            ledger, mean, var = layer.ledger, layer.running_mean, layer.running_var
-            if ledger is not None and ledger.total is not None:
-                assert mean is not None  # or else nothing would follow
-                assert var is not None
-                update_running(mean, var, ledger.total, layer.momentum, layer.num_batches_tracked)
-            layer.ledger = Ledger()
+        following: list[tuple[BatchNorm, Moments]] = []
+        for name, layer in self._layers.items():
+            total = None if layer.ledger is None else layer.ledger.total
+            if total is not None and layer.update != "never":
+                _check_counted(name, layer)
+                following.append((layer, total))
+        for layer, total in following:
+            mean, var = layer.running_mean, layer.running_var
+            assert mean is not None  # or else nothing would follow
+            assert var is not None
+            update_running(mean, var, total, layer.momentum, layer.num_batches_tracked)
+        self.rollback()  # of what has been committed nothing is left to decide
 
     def rollback(self) -> None:
         """Forget all forward passes since the last decision: every buffer is as it was."""
         for layer in self._layers.values():
-            layer.ledger = Ledger()
+            layer.ledger = _ledger(layer)
 
     def __exit__(
         self,
@@ -71,6 +86,19 @@ class Transaction:
             layer.__dict__.pop("ledger", None)
             let_go(layer, "transaction")
         self._layers = {}
+
+
+def _ledger(layer: BatchNorm) -> Ledger:
+    """Return a new ledger, of what the running statistics can take."""
+    return Ledger() if layer.running_var is None else Ledger(layer.running_var.dtype)
+
+
+def _check_counted(name: str, layer: _BatchNorm) -> None:
+    """Raise ValueError if the layer averages over all batches, and nobody counts them."""
+    try:
+        check_momentum(layer.momentum, layer.num_batches_tracked)
+    except ValueError as error:
+        raise ValueError(f"{name!r} cannot follow: {error}") from error
 
 
 def transaction(model: nn.Module, *, where: Where = None) -> Transaction:
@@ -93,7 +121,8 @@ def transaction(model: nn.Module, *, where: Where = None) -> Transaction:
         What goes into a `with`, and has `commit()` and `rollback()`.
 
     Raises:
-        ValueError: `where` names no layer.
+        ValueError: `where` names no layer; or, raised at `with` and at `commit()`, before any layer
+            moves, a layer averages over all batches, and nobody counts them.
         RuntimeError: A layer is in a transaction already; raised at `with`.
         TypeError: A layer is of a class of which nobody knows what its forward does; likewise.
 

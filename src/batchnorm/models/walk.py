@@ -21,7 +21,7 @@ def batch_norms(model: nn.Module, where: Where = None) -> dict[str, _BatchNorm]:
         where: Which of them.
 
     Raises:
-        ValueError: `where` names none.
+        ValueError: `where`, or a pattern in it, names none.
 
     Example:
         >>> import batchnorm as bn
@@ -35,8 +35,10 @@ def batch_norms(model: nn.Module, where: Where = None) -> dict[str, _BatchNorm]:
         return found
     if callable(where):
         chosen = {name: layer for name, layer in found.items() if where(name, layer)}
+        what = "is a function that chooses"
     else:
         patterns = [where] if isinstance(where, str) else list(where)
+        what = "is empty and names"
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in found):
                 raise ValueError(
@@ -48,4 +50,9 @@ def batch_norms(model: nn.Module, where: Where = None) -> dict[str, _BatchNorm]:
             for name, layer in found.items()
             if any(fnmatchcase(name, pattern) for pattern in patterns)
         }
+    if not chosen:
+        raise ValueError(
+            f"where {what} no batch norm of this {type(model).__name__}; it has "
+            f"{', '.join(map(repr, found)) or 'none'}: leave where out for all of them"
+        )
     return chosen
