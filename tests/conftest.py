@@ -18,8 +18,9 @@ torch.set_num_threads(1)  # the tests themselves run side by side
 
 
 @pytest.fixture(autouse=True)
-def _seed():
+def _start():
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # a library may have set more
 
 
 @pytest.fixture(autouse=True)
