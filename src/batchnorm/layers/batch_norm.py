@@ -254,7 +254,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             refuse_recomputation("the layer normalizes by running statistics that it updates")
         pool = corrects = None
         if by_batch or track:
-            pool = self._pool(input.device)
+            if self.process_group is not None or self.pooled is not None:
+                pool = self._pool(input.device)
             corrects = self._corrects(state)
         y, found = run(
             input, state, weight, bias, residual, mask, by_batch, track, self.channel_dim,
