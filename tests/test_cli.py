@@ -170,10 +170,14 @@ def test_a_study_from_end_to_end(tmp_path, monkeypatch):
     assert (tmp_path / "results.jsonl").read_bytes() == lines
 
 
+#: What is started in the background, as by nohup, would not hear a Ctrl-C.
+LISTENING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
 def test_ctrl_c_keeps_what_is_finished_and_leaves_no_process(tmp_path):
     path = tmp_path / "results.jsonl"
-    program = "from batchnorm.cli import main; main()"
+    program = f"{LISTENING}from batchnorm.cli import main; main()"
     command = [sys.executable, "-c", program, "study", "--jobs", "2", "--out", str(tmp_path)]
     study = subprocess.Popen(
         command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -201,7 +205,7 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_no_process(tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
 def test_ctrl_c_leaves_nothing_of_a_bench(tmp_path):
-    program = """
+    program = f"""{LISTENING}
 from batchnorm.bench import conduct
 from batchnorm.cli import main
 
