@@ -102,7 +102,7 @@ def test_every_tool_takes_where(tool):
 def test_reports_say_what_was_done_and_left_and_are_plain_data():
     report = bn.freeze(nn.Sequential(bn.BatchNorm(3), bn.BatchNorm(3, track_running_stats=False)))
     reason = "it has no running statistics to normalize by"
-    assert report.to_dict() == {"done": ["0"], "left": {"1": reason}}
+    assert report.to_dict() == {"verb": "frozen", "done": ["0"], "left": {"1": reason}}
     assert repr(report) == f"1 frozen: 0\n  left 1: {reason}"
     many = nn.Sequential(*[nn.BatchNorm1d(3) for _ in range(40)])
     assert repr(bn.freeze(many)) == "40 frozen: 0 ... 39"

@@ -34,7 +34,7 @@ class BigBatchReport(Report):
     forward_passes: int = 0
     backward_passes: int = 0
 
-    verb = "pooled"
+    verb: str = "pooled"
 
 
 def big_batch(

@@ -43,7 +43,7 @@ class CalibrationReport(Report):
 
     batches: int = 0
 
-    verb = "calibrated"
+    verb: str = "calibrated"
 
 
 def calibrate(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -16,23 +15,9 @@ from batchnorm.models.walk import Where, batch_norms
 _BEFORE = "_before_freezing"
 
 
-@dataclass(repr=False)
-class FreezeReport(Report):
-    """Which layers were frozen."""
-
-    verb = "frozen"
-
-
-@dataclass(repr=False)
-class UnfreezeReport(Report):
-    """Which layers were unfrozen."""
-
-    verb = "unfrozen"
-
-
 def freeze(
     model: nn.Module, *, statistics: bool = True, affine: bool = True, where: Where = None
-) -> FreezeReport:
+) -> Report:
     """Freeze the batch norms of a model, until `unfreeze`.
 
     Frozen statistics: the running moments normalize and nothing updates them, in training too. A
@@ -65,7 +50,7 @@ def freeze(
         >>> model[1].num_batches_tracked, model[1].weight.requires_grad
         (tensor(0), True)
     """
-    report, layers = FreezeReport(), batch_norms(model, where)
+    report, layers = Report("frozen"), batch_norms(model, where)
     if statistics:
         check_adoptable({n: layer for n, layer in layers.items() if layer.running_mean is not None})
     for name, layer in layers.items():
@@ -91,7 +76,7 @@ def freeze(
 
 def unfreeze(
     model: nn.Module, *, statistics: bool = True, affine: bool = True, where: Where = None
-) -> UnfreezeReport:
+) -> Report:
     """Undo `freeze`: every setting is again what it was before.
 
     Args:
@@ -115,7 +100,7 @@ def unfreeze(
         >>> layer.statistics, layer.update, layer.weight.requires_grad
         ('mode', 'training', True)
     """
-    report = UnfreezeReport()
+    report = Report("unfrozen")
     for name, layer in batch_norms(model, where).items():
         before = layer.__dict__.get(_BEFORE, {})
         settings = before.pop("statistics", None) if statistics else None

@@ -11,15 +11,14 @@ class Report:
     """The layers that a tool changed, and those it left alone.
 
     Attributes:
+        verb: What was done, as a participle.
         done: The names of the layers that were changed, in the order of the model.
         left: The names of the others that were asked for, each with the reason.
     """
 
+    verb: str = "changed"
     done: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
-
-    #: What was done, as `__repr__` says it.
-    verb = "changed"
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain data."""

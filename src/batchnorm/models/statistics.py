@@ -30,7 +30,7 @@ class ReduceReport(Report):
 
     spread: float = 0.0
 
-    verb = "reduced"
+    verb: str = "reduced"
 
 
 def reduce_statistics(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from torch import nn
@@ -18,26 +17,12 @@ if TYPE_CHECKING:
 _BEFORE = "_before_synchronizing"
 
 
-@dataclass(repr=False)
-class SynchronizeReport(Report):
-    """Which layers were synchronized."""
-
-    verb = "synchronized"
-
-
-@dataclass(repr=False)
-class UnsynchronizeReport(Report):
-    """Which layers are local again."""
-
-    verb = "local"
-
-
 def synchronize(
     model: nn.Module,
     process_group: ProcessGroup | Literal["world"] = "world",
     *,
     where: Where = None,
-) -> SynchronizeReport:
+) -> Report:
     """Let the batch norms of a model normalize by the moments over a group of processes.
 
     The layers stay the same objects, with their parameters, buffers, hooks, eps and momentum; see
@@ -67,7 +52,7 @@ def synchronize(
         >>> type(model[1])
         <class 'torch.nn.modules.batchnorm.BatchNorm2d'>
     """
-    report, layers = SynchronizeReport(), batch_norms(model, where)
+    report, layers = Report("synchronized"), batch_norms(model, where)
     check_adoptable(layers)
     for name, layer in layers.items():
         ours = adopt(name, layer, "synchronize")
@@ -78,7 +63,7 @@ def synchronize(
     return report
 
 
-def unsynchronize(model: nn.Module, *, where: Where = None) -> UnsynchronizeReport:
+def unsynchronize(model: nn.Module, *, where: Where = None) -> Report:
     """Undo `synchronize`, and make the batch norms local that are synchronized without it.
 
     A layer that `synchronize` was called for is what it was before, with the process group that it
@@ -104,7 +89,7 @@ def unsynchronize(model: nn.Module, *, where: Where = None) -> UnsynchronizeRepo
         >>> bn.unsynchronize(layer), layer.process_group
         (1 local: itself, None)
     """
-    report, layers = UnsynchronizeReport(), batch_norms(model, where)
+    report, layers = Report("local"), batch_norms(model, where)
     theirs = {n: m for n, m in layers.items() if issubclass(stock_class(m), nn.SyncBatchNorm)}
     check_adoptable(theirs)
     for name, found in layers.items():
