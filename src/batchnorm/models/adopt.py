@@ -7,7 +7,8 @@ the names, the hooks, the optimizer's parameters stay what they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +126,38 @@ def check_adoptable(layers: Mapping[str, _BatchNorm]) -> None:
             "exactly one of torch.nn, so what its forward does is not known: leave it out by "
             "where="
         )
+
+
+@contextmanager
+def held(layers: Mapping[str, _BatchNorm], holder: str) -> Iterator[dict[str, BatchNorm]]:
+    """Yield the layers as ours; what a tool sets on them inside is what it was at the end.
+
+    Args:
+        layers: The layers, by their names in the model.
+        holder: Which tool needs them.
+
+    Raises:
+        TypeError: A layer is of a class of which nobody knows what its forward does.
+        RuntimeError: A layer is in a transaction.
+    """
+    for name, layer in layers.items():
+        if isinstance(layer, BatchNorm) and layer.ledger is not None:
+            raise RuntimeError(
+                f"{name!r} is in a transaction already: commit or roll back that one first"
+            )
+    check_adoptable(layers)
+    ours = {name: adopt(name, layer, holder) for name, layer in layers.items()}
+    before = [
+        {n: layer.__dict__[n] for n in _SET if n in layer.__dict__} for layer in ours.values()
+    ]
+    try:
+        yield ours
+    finally:
+        for layer, settings in zip(ours.values(), before, strict=True):
+            for name in _SET:
+                layer.__dict__.pop(name, None)
+            layer.__dict__.update(settings)
+            let_go(layer, holder)
 
 
 def stock_class(layer: _BatchNorm) -> type[_BatchNorm]:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.functional import Plain, Tracked
-from batchnorm.layers import BatchNorm, Ledger
-from batchnorm.models.adopt import adopt, check_adoptable, let_go
+from batchnorm.layers import Ledger
+from batchnorm.models.adopt import held
 from batchnorm.models.batches import Buffers, rng_states, set_rng_states, uncompiled
 from batchnorm.models.parts import Parts
 from batchnorm.models.report import Report
@@ -100,13 +100,10 @@ def big_batch(
         raise ValueError(f"max_passes is {max_passes}: expected 1 or more")
     layers = batch_norms(model, where)
     for name, layer in layers.items():
-        if isinstance(layer, BatchNorm) and layer.ledger is not None:
-            raise RuntimeError(f"{name!r} is in a transaction: a big batch is none")
         if isinstance(layer, nn.SyncBatchNorm) or getattr(layer, "process_group", None) is not None:
             raise RuntimeError(
                 f"{name!r} is synchronized over processes: make it local (bn.unsynchronize)"
             )
-    check_adoptable(layers)
     report = BigBatchReport(done=list(layers))
     gradients = {p: p.grad for p in model.parameters()}
     buffers, random = Buffers(model), rng_states()
@@ -171,20 +168,9 @@ class _Unheard(Ledger):
 @contextmanager
 def _pooled(layers: dict[str, _BatchNorm]) -> Iterator[list[Parts]]:
     """Let each layer normalize by all parts, and nothing follow; all is restored at the end."""
-    pools: list[Parts] = []
-    held: list[tuple[BatchNorm, dict[str, Any]]] = []
-    settings = ("pooled", "ledger", "update")
-    try:
-        for name, candidate in layers.items():
-            layer = adopt(name, candidate, "big_batch")
-            held.append((layer, {n: layer.__dict__[n] for n in settings if n in layer.__dict__}))
-            pools.append(Parts(layer._is_updating()))
-            layer.pooled, layer.ledger = pools[-1], _Unheard()
-            layer.update = "always" if pools[-1].is_updating else "never"
+    with held(layers, "big_batch") as ours:
+        pools = [Parts(layer._is_updating()) for layer in ours.values()]
+        for layer, pool in zip(ours.values(), pools, strict=True):
+            layer.pooled, layer.ledger = pool, _Unheard()
+            layer.update = "always" if pool.is_updating else "never"
         yield pools
-    finally:
-        for layer, saved in held:
-            for setting in settings:
-                layer.__dict__.pop(setting, None)
-            layer.__dict__.update(saved)
-            let_go(layer, "big_batch")

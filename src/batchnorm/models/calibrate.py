@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.functional import Plain, Synchronized, Tracked, agree, synchronized
 from batchnorm.layers import BatchNorm, BatchRenorm, Ledger
-from batchnorm.models.adopt import adopt, dtype_when_let_go, let_go
+from batchnorm.models.adopt import dtype_when_let_go, held
 from batchnorm.models.batches import (
     CallModel,
     Modes,
@@ -28,9 +28,6 @@ from batchnorm.moments import Moments
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-#: What is set on a layer for as long as it is observed.
-_SETTINGS = ("statistics", "update", "on_small_batch", "process_group", "ledger")
 
 
 @dataclass(repr=False)
@@ -192,38 +189,32 @@ def _observed(
 
     Everything is restored at the end, and the statistics, too, if an error leaves the block.
     """
-    modes, layers = Modes(model), {}
-    settings: dict[str, dict[str, Any]] = {}
-    buffers: dict[str, dict[str, Tensor]] = {}
-    try:
-        for name, candidate in batch_norms(model, where).items():
-            if candidate.running_mean is None:
-                report.left[name] = "it has no running statistics"
-                continue
-            if _is_frozen(candidate):
-                report.left[name] = "it is frozen"
-                continue
-            if isinstance(candidate, BatchNorm) and candidate.ledger is not None:
-                raise RuntimeError(f"{name!r} is in a transaction: decide that one first")
-            layer = layers[name] = adopt(name, candidate, "calibrate")
-            settings[name] = {n: layer.__dict__[n] for n in _SETTINGS if n in layer.__dict__}
-            buffers[name] = {n: b.clone() for n, b in layer.named_buffers(recurse=False)}
-            layer.statistics, layer.update, layer.on_small_batch = "batch", "always", "running"
-            layer.process_group, layer.ledger = None, _Heard()
-        model.eval()
-        yield layers
-    except BaseException:
-        for name, saved in buffers.items():
-            for buffer, values in saved.items():
-                layers[name].get_buffer(buffer).copy_(values)
-        raise
-    finally:
-        for name, layer in layers.items():
-            for setting in _SETTINGS:
-                layer.__dict__.pop(setting, None)
-            layer.__dict__.update(settings.get(name, {}))
-            let_go(layer, "calibrate")
-        modes.restore()
+    chosen = batch_norms(model, where)
+    for name, layer in chosen.items():
+        if layer.running_mean is None:
+            report.left[name] = "it has no running statistics"
+        elif _is_frozen(layer):
+            report.left[name] = "it is frozen"
+    chosen = {name: layer for name, layer in chosen.items() if name not in report.left}
+    modes = Modes(model)
+    with held(chosen, "calibrate") as layers:
+        buffers = [
+            (buffer, buffer.clone())
+            for layer in layers.values()
+            for buffer in layer.buffers(recurse=False)
+        ]
+        try:
+            for ours in layers.values():
+                ours.statistics, ours.update, ours.on_small_batch = "batch", "always", "running"
+                ours.process_group, ours.ledger = None, _Heard()
+            model.eval()
+            yield layers
+        except BaseException:
+            for buffer, before in buffers:
+                buffer.copy_(before)
+            raise
+        finally:
+            modes.restore()
 
 
 @contextmanager
