@@ -12,8 +12,8 @@ ROOT = Path(batchnorm.__file__).parent
 
 #: From the ground up. A floor may import itself and what stands before it.
 FLOORS = (
-    "reference", "moments", "half_life", "kernels", "functional", "layers", "models", "conventions",
-    "keras", "lightning", "transformers", "environment", "study", "bench", "cli",
+    "reference", "positions", "moments", "half_life", "kernels", "functional", "layers", "models",
+    "conventions", "keras", "lightning", "transformers", "environment", "study", "bench", "cli",
 )  # fmt: skip
 
 #: These stand side by side, and import nothing of each other.
@@ -21,8 +21,8 @@ SIDE_BY_SIDE = {"study", "bench"}
 
 #: What a floor must not need, so that the core asks for torch and NumPy alone.
 CORE = (
-    "reference", "moments", "half_life", "kernels", "functional", "layers", "models", "conventions",
-    "environment",
+    "reference", "positions", "moments", "half_life", "kernels", "functional", "layers", "models",
+    "conventions", "environment",
 )  # fmt: skip
 
 #: What a floor of the core uses where it is installed, and imports inside a function alone.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support import LAYOUTS, as_numpy, assert_close, make, weights_of
 
 from batchnorm import Moments, reference
-from batchnorm.moments import Groups
+from batchnorm.positions import Groups
 
 batches = st.integers(0, 2**32 - 1).map(
     lambda seed: torch.randn(

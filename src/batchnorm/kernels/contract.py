@@ -13,7 +13,7 @@ may stand between the steps, so that whatever changes the moments composes with 
     backward(dy, given, count, ...)  -> the gradients       reduce_grad and apply_grad
 
 Where the form has a `ghost_size`, each group of consecutive examples is normalized on its own (see
-`Groups` in `batchnorm.moments`): moments, mean, inverse_std and the two sums are then those of G
+`Groups` in `batchnorm.positions`): moments, mean, inverse_std and the two sums are then those of G
 groups, (G, C), counts are (G, 1); only the gradients that `backward` returns are summed over them.
 
 What returns y takes `out`, a tensor to return it in, as if by `out.copy_(y)`: it may be x itself,
@@ -27,7 +27,8 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from batchnorm.kernels.activations import Activation
-from batchnorm.moments import Groups, Moments
+from batchnorm.moments import Moments
+from batchnorm.positions import Groups
 
 
 class Form(NamedTuple):

@@ -13,13 +13,8 @@ from torch import Tensor
 
 from batchnorm.kernels import steps
 from batchnorm.kernels.contract import Form, Found, Given, Gradients, Needs
-from batchnorm.moments import (
-    Moments,
-    over_channels,
-    present,
-    statistics_dtype,
-    sum_positions,
-)
+from batchnorm.moments import Moments, present, statistics_dtype
+from batchnorm.positions import over_channels, sum_positions
 
 
 class Eager:
