@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help study test large check sanitize bench docs readme format clean
+.PHONY: help study test large check sanitize bench browser docs readme format clean
 
 help: ## show the verbs
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -49,10 +49,16 @@ $(VENV)/.bench: $(READY)
 bench: $(VENV)/.bench ## time the layer beside torch.nn, torch.compile and JAX, and write the table of README.md
 	$(BIN)/python -m benchmarks.batch_norm
 
+# The tests open the report's pages in a browser, if there is one.
+browser: ## install Chromium, on Debian and Ubuntu, as root
+	apt-get update --quiet && apt-get install --yes --quiet chromium
+
 docs: $(READY) ## build the documentation as pages in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-readme: study ## write the tables and pictures of the last study into README.md and docs/
+readme: $(READY) ## study everything, and write what was found into README.md and docs/
+	$(BIN)/batchnorm study --budget full
+	$(BIN)/batchnorm study --paper --out study/paper
 	$(BIN)/python docs/generate.py
 
 format: $(READY) ## format the sources

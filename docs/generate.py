@@ -6,26 +6,45 @@ import re
 import shutil
 from pathlib import Path
 
+from batchnorm.study.markdown import escaped, rows
+from batchnorm.study.story import heading, lines
+from batchnorm.study.summary import Summary, read
+
 ROOT = Path(__file__).parent.parent
 STUDY = ROOT / "study"
+PAPER = STUDY / "paper"
 PICTURES = ROOT / "docs" / "images" / "study"
 BEGIN, END = "<!-- study table: written by `make readme` -->", "<!-- end of study table -->"
 
 
 def main() -> None:
-    """Put the table into README.md, the page and the pictures into docs/."""
-    table = (STUDY / "table.md").read_text(encoding="utf-8").strip()
+    """Put a table into README.md, the report and the pictures into docs/."""
+    found = read(STUDY)
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
-    readme.write_text(pattern.sub(lambda _: f"{BEGIN}\n\n{table}\n\n{END}", text), encoding="utf-8")
+    table = f"{BEGIN}\n\n{brief(found)}\n\n{END}"
+    readme.write_text(pattern.sub(lambda _: table, text), encoding="utf-8")
 
     shutil.rmtree(PICTURES, ignore_errors=True)
     PICTURES.mkdir(parents=True)
-    for picture in sorted((STUDY / "figures").glob("*.png")):
-        shutil.copy(picture, PICTURES)
+    for folder, summary in ((STUDY, found), (PAPER, read(PAPER))):
+        for name in (name for verdict in summary.verdicts for name, _ in verdict.figures):
+            shutil.copy(folder / "figures" / f"{name}.png", PICTURES)
     page = (STUDY / "report.md").read_text(encoding="utf-8").replace("(figures/", "(images/study/")
     (ROOT / "docs" / "study.md").write_text(page, encoding="utf-8")
+
+
+def brief(found: Summary) -> str:
+    """Return a line for each claim: whether it holds, and the effect in its first part."""
+    told = []
+    for verdict in found.verdicts:
+        first, *_ = lines(verdict.findings)
+        claim = f"{heading(verdict.number, verdict.title)} ({verdict.unit})"
+        told.append((claim, verdict.answer, *first))
+    headings = ("claim", "verdict", "first part", "without", "with", "effect")
+    question = f"**What did batch normalization do on {escaped(found.data)}?**"
+    return f"{question}\n\n{rows(headings, told, 'lllrrl')}"
 
 
 if __name__ == "__main__":

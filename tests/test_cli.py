@@ -46,6 +46,13 @@ def test_help_has_every_verb():
         (["--data", "npz:{folder}/torn.npz"], "torn.npz"),
         (["--out", "{folder}/file"], "name another folder"),
         (["--out", "{folder}/foreign"], "line 1: not an outcome of a study"),
+        (["--claims", "3,21"], "--claims 21: no such claim, expected numbers or names of 1, 2,"),
+        (["--claims", "fewer_step"], "did you mean fewer_steps?"),
+        (["--budget", "3"], "--budget 3: expected a time as 90s, 3m or 1h, or full"),
+        (["--extend", "{folder}/none.py"], "none.py: importing it failed with FileNotFoundError"),
+        (["--engine", "spark"], "spark"),
+        (["--paper", "--claims", "3"], "leave --claims out"),
+        (["compare", "{folder}", "{folder}/foreign"], "study.json"),
     ],
 )
 def test_bad_input_gives_one_line_and_status_2(tmp_path, arguments, word):
@@ -145,29 +152,62 @@ def test_a_wrong_result_is_no_bad_input(tmp_path, monkeypatch):
 
 
 def test_a_study_from_end_to_end(tmp_path, monkeypatch):
-    def plan(data_set, *, quick):
-        assert quick
+    def plan(data_set, networks):
+        assert networks == []
         return small_plan(data_set)
 
     monkeypatch.setattr(conduct, "plan", plan)
-    arguments = ["study", "--quick", "--jobs", "1", "--out", str(tmp_path)]
+    monkeypatch.setenv("COLUMNS", "80")
+    arguments = ["study", "--claims", "1,agreement,20", "--jobs", "1", "--out", str(tmp_path)]
     shown = RUNNER.invoke(cli.app, arguments)
     assert shown.exit_code == 0, shown.output
     assert "What did batch normalization do on digits?" in shown.stdout
     assert "within" in shown.stdout  # the numbers of torch.nn
+    assert max(map(len, shown.stdout.splitlines()[:-1])) <= 80  # the last one is a path
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "batchnorm study --data digits --quick" in page
-    assert sorted(file.name for file in tmp_path.iterdir()) == [
-        *("figures", "report.html", "report.md", "results.jsonl", "table.md"),
-    ]
+    assert "batchnorm study --data digits --claims 1 --budget full" in page
+    left = {file.name for file in tmp_path.iterdir()}
+    assert left == {
+        *("effects.csv", "figures", "report.html", "report.md", "results.csv", "results.jsonl"),
+        *("study.json", "table.md"),
+    }
     lines = (tmp_path / "results.jsonl").read_bytes()
-    kinds = [json.loads(line)["kind"] for line in lines.splitlines()]
-    assert (kinds.count("run"), kinds.count("timing")) == (28, 2)
+    kinds = {json.loads(line)["kind"] for line in lines.splitlines()}
+    assert {"run", "pace"} < kinds
 
     again = RUNNER.invoke(cli.app, arguments)
     assert again.exit_code == 0
     assert again.stdout == shown.stdout
     assert (tmp_path / "results.jsonl").read_bytes() == lines
+
+    folders = [str(tmp_path), str(tmp_path)]
+    page = tmp_path / "compare.html"
+    beside = RUNNER.invoke(cli.app, ["study", "compare", *folders, "--out", str(page)])
+    assert beside.exit_code == 0, beside.output
+    assert page.exists()
+
+
+def test_what_there_is_no_time_for_is_said(tmp_path):
+    arguments = ["study", "--claims", "1,20", "--budget", "26s", "--jobs", "1"]
+    shown = RUNNER.invoke(cli.app, [*arguments, "--out", str(tmp_path)])
+    assert shown.exit_code == 0, shown.output
+    assert "not measured" in shown.stdout
+    assert "left out" in (tmp_path / "report.md").read_text()
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    kinds = [json.loads(line)["kind"] for line in lines]
+    assert "run" not in kinds
+
+
+@pytest.mark.parametrize(
+    ("options", "missing", "extra"),
+    [(["--engine", "dask"], "distributed", "dask"), (["--engine", "ray"], "ray", "ray")],
+)
+def test_an_engine_that_is_not_installed_is_said(tmp_path, monkeypatch, options, missing, extra):
+    monkeypatch.setitem(sys.modules, missing, None)
+    arguments = ["study", "--claims", "20", "--out", str(tmp_path), *options]
+    shown = RUNNER.invoke(cli.app, arguments)
+    assert shown.exit_code == 2
+    assert shown.stderr.endswith(f'is not installed: pip install "batchnorm[{extra}]"\n')
 
 
 #: What is started in the background, as by nohup, would not hear a Ctrl-C.
@@ -183,8 +223,8 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_no_process(tmp_path):
         command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
 
-    def at_work():  # something is kept, by the study and two workers that have all started
-        kept = path.exists() and path.read_bytes().count(b"\n") >= 4
+    def at_work():  # a run is kept, by the study and two workers that have all started
+        kept = path.exists() and path.read_bytes().count(b'"kind":"run"') >= 1
         return kept and len(processes(study.pid)) >= 3
 
     while study.poll() is None and not at_work():
@@ -200,7 +240,7 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_no_process(tmp_path):
     while (left := processes(study.pid)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not left
-    assert all(json.loads(line)["kind"] == "run" for line in path.read_text().splitlines())
+    assert {json.loads(line)["kind"] for line in path.read_text().splitlines()} >= {"pace", "run"}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")

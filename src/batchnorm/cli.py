@@ -21,7 +21,12 @@ def _end(message: object, status: int) -> NoReturn:
     sys.exit(status)
 
 
+#: The part of the package that has what may be missing, where the verb does not tell.
+_EXTRAS = {"dask": "dask", "distributed": "dask", "ray": "ray", "tensorboard": "tensorboard"}
+
+
 def _end_for_want_of(error: ModuleNotFoundError, extra: str = "study") -> NoReturn:
+    extra = _EXTRAS.get((error.name or "").partition(".")[0], extra)
     _end(f'{error.name} is not installed: pip install "batchnorm[{extra}]"', 2)
 
 
@@ -49,26 +54,72 @@ app = typer.Typer(
 )
 
 
-@app.command()
-def study(
+study = typer.Typer(help="Measure what is claimed of batch normalization.", no_args_is_help=False)
+app.add_typer(study, name="study")
+
+
+@study.callback(invoke_without_command=True)
+def conduct_study(
+    context: typer.Context,
     data: Annotated[
-        str, typer.Option(help="digits, mnist:DIR, cifar10:DIR or npz:FILE.")
+        str,
+        typer.Option(
+            help="digits, mnist:DIR, fashion-mnist:DIR, cifar10:DIR, cifar100:DIR, npz:FILE, "
+            "csv:FILE, images:DIR, or a form of an extension's."
+        ),
     ] = "digits",
-    quick: Annotated[bool, typer.Option("--quick", help="A first impression, in seconds.")] = False,
+    claims: Annotated[str, typer.Option(help="Numbers or names, as 3,7; by default all.")] = "",
+    budget: Annotated[
+        str, typer.Option(help="The time it may take: 90s, 3m, 30m, 2h, or full for all.")
+    ] = "3m",
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Repeat figure 1 of the original paper instead.")
+    ] = False,
+    extend: Annotated[
+        list[str] | None,
+        typer.Option(help="A Python file or module with networks, data or claims of your own."),
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at a time; by default one on each core.")
     ] = None,
+    engine: Annotated[str, typer.Option(help="joblib, dask or ray.")] = "joblib",
+    address: Annotated[
+        str | None, typer.Option(help="Of Dask's scheduler or Ray's head, for a cluster.")
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write event files, to watch the runs.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="The folder of outcomes and report.")] = Path("study"),
 ) -> None:
     """Train networks with and without batch normalization, and see what it does.
 
     Killed and started again, a study goes on where it was.
     """
+    if context.invoked_subcommand:
+        return
     kept = "what is finished is kept: run the same command again to go on"
     with _ended_in_one_line("study", kept):
-        from batchnorm.study.conduct import conduct
+        from batchnorm.study.conduct import Wanted, conduct
 
-        conduct(data, out, console=Console(), quick=quick, jobs=jobs)
+        wanted = Wanted(
+            data, claims, budget, paper, extend or (), jobs, engine, address, tensorboard
+        )
+        conduct(wanted, out, console=Console())
+
+
+@study.command("compare")
+def compare_studies(
+    first: Annotated[Path, typer.Argument(help="The folder of a study.")],
+    second: Annotated[Path, typer.Argument(help="The folder of another one.")],
+    out: Annotated[
+        Path, typer.Option(help="The page with the pictures of both, side by side.")
+    ] = Path("compare.html"),
+) -> None:
+    """Show two studies side by side."""
+    with _ended_in_one_line("study", "nothing is written"):
+        from batchnorm.study.compare import compare
+
+        compare(first, second, out, console=Console())
 
 
 @app.command()

@@ -1,13 +1,16 @@
-"""What the tests of the study share: small data, a small plan, made-up outcomes and tasks."""
+"""What the tests of the study share: small data, a small plan, made-up results, one claim."""
 
-import os
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import numpy as np
+from torch import nn
 
+from batchnorm.study import recipes
+from batchnorm.study.claims import judge
 from batchnorm.study.data import DataSet, load
-from batchnorm.study.plan import Plan, Size
-from batchnorm.study.tasks import Outcome, Task, fingerprint
+from batchnorm.study.networks import NETWORKS
+from batchnorm.study.plan import Plan, plan
+from batchnorm.study.recipes import PLAIN
 from batchnorm.study.training import Result, Run
 
 
@@ -18,24 +21,27 @@ def small_data(name="small"):
     return DataSet(name, *train, whole.test_inputs[:50], whole.test_labels[:50], 10)
 
 
-def small_plan(data_set, seeds=(0, 1)):
-    sizes = {
-        "sigmoid": Size(8, (0.1, 1.0), usual_rate=1.0),
-        "conv": Size(4, (0.1, 1.0), usual_rate=0.1),
+def small_plan(data_set, seeds=(0, 1), steps=8, rates=None):
+    """A plan whose networks are trained for a few steps, with two learning rates or as told."""
+    made = plan(data_set)
+    small = {
+        name: replace(network, steps=steps, rates=rates or (0.1, network.usual_rate))
+        for name, network in made.networks.items()
     }
-    return Plan(fingerprint(data_set), 0.1, sizes, seeds, repeats=2)
+    return replace(made, networks=small, seeds=seeds, repeats=2)
 
 
 def plan_of(*rates, steps=100, seeds=(0, 1, 2)):
     """A plan for made-up outcomes, of one network."""
-    return Plan("made up", 0.1, {"conv": Size(steps, rates, rates[0])}, seeds, repeats=3)
+    conv = replace(NETWORKS["conv"], steps=steps, rates=rates, usual_rate=rates[0])
+    return Plan("made up", 0.1, (1, 8, 8), {"conv": conv}, seeds=seeds, repeats=3)
 
 
-def result(accuracies, reason=""):
+def result(accuracies, reason="", **more):
     """A result with one accuracy a step."""
     steps = list(range(1, len(accuracies) + 1))
     losses = [1.0 / step for step in steps]
-    return Result(losses=losses, steps=steps, accuracies=list(accuracies), reason=reason)
+    return Result(losses=losses, steps=steps, accuracies=list(accuracies), reason=reason, **more)
 
 
 def rising(step, steps=100, high=0.9):
@@ -45,39 +51,22 @@ def rising(step, steps=100, high=0.9):
 
 def many_runs():
     """More runs than are done before a test can stop them."""
-    return [Run("small", "sigmoid", "plain", 1.0, seed, steps=100) for seed in range(24)]
+    network = NETWORKS["sigmoid"]
+    return [Run("small", network, PLAIN, 1.0, seed, steps=100) for seed in range(24)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Note(Outcome):
-    """Which process did it."""
-
-    process: int = 0
-    values: list[float] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Errand(Task[Note]):
-    """A task that does what its name says."""
-
-    kind = "errand"
-    outcome = Note
-
-    what: str
-
-    def perform(self, data_set):
-        if self.what == "fail":
-            raise RuntimeError("as it was told")
-        if self.what == "die":
-            os._exit(1)
-        return Note(process=os.getpid())
-
-    def __str__(self):
-        return self.what
+def studied(claim, part, made, data_set, store):
+    """Do what a part of a claim asks for, here and now, and judge it."""
+    tasks = {}
+    for task in claim.tasks(made, part):
+        tasks[task] = tasks[task].united(task) if task in tasks else task
+    for task in tasks.values():
+        if task not in store:
+            store.add(task, task.perform(data_set))
+    return judge(claim, [part], made, store)
 
 
-class Lonely(Errand):
-    """The same, but only when nothing else is done."""
-
-    kind = "lonely errand"
-    alone = True
+def without_normalization(monkeypatch):
+    """Let every normalization of the study's networks be the identity, with biases as without."""
+    monkeypatch.setattr(recipes, "norm_layer", lambda *_, **__: nn.Identity())
+    monkeypatch.setattr(recipes.After, "bias", True)

@@ -1,24 +1,20 @@
-"""The claims: made-up outcomes give the numbers that they must, and the verdict turns with them."""
+"""The claims as a whole: found, complete, sharing their runs, and judged by their checks alone."""
 
 import numpy as np
 import pytest
-from study.small import plan_of, result, rising, small_data, small_plan
+from study.small import plan_of, result, small_data, small_plan
 
-from batchnorm.study.claims import (
-    CLAIMS,
-    Finding,
-    Judgement,
-    agreement,
-    epoch_time,
-    fewer_steps,
-    judge,
-    learning_rates,
-)
-from batchnorm.study.claims.measures import best_rate, curve, final
-from batchnorm.study.interval import ratio
+from batchnorm.study.budget import parts_of
+from batchnorm.study.charts import STYLES
+from batchnorm.study.claims import Claim, Finding, Judgement, Row, all_claims, judge
+from batchnorm.study.measures.drawing import beside, curve, reaching
+from batchnorm.study.measures.runs import NotMeasured, best_rate, each, final, learned, whole
+from batchnorm.study.networks import NETWORKS
+from batchnorm.study.recipes import PLAIN
 from batchnorm.study.store import Store
-from batchnorm.study.timing import Times
-from batchnorm.study.training import Result
+
+CLAIMS = all_claims()
+BY_NAME = [pytest.param(claim, id=claim.name) for claim in CLAIMS]
 
 
 @pytest.fixture
@@ -27,37 +23,8 @@ def store(tmp_path):
         yield made
 
 
-def fill(store, plan, outcome):
-    """Give every run of a plan's grid the outcome that a function makes of it."""
-    for run in plan.grid():
-        store.add(run, outcome(run))
-
-
-def findings(claim, plan, store):
-    found = claim.measure(plan, store)
-    return found, Judgement(claim, found, []).answer
-
-
-class TestInterval:
-    def test_equal_ratios_have_no_spread(self):
-        interval = ratio([30, 60, 3], [10, 20, 1])
-        assert [interval.value, interval.low, interval.high] == pytest.approx([3, 3, 3])
-        assert str(interval) == "3× (3–3)"
-
-    def test_the_mean_is_geometric(self):
-        assert ratio([1, 100], [1, 1]).value == pytest.approx(10)
-        assert ratio([1, 100, 1], [1, 1, 1], robust=True).value == pytest.approx(1)
-
-    def test_the_interval_covers_as_often_as_it_says(self):
-        random = np.random.default_rng(1)
-        draws = np.exp(random.normal(0.5, 1.0, (200, 30)))
-        intervals = [ratio(draw, np.ones(30)) for draw in draws]
-        covered = np.mean([each.low <= np.exp(0.5) <= each.high for each in intervals])
-        assert 0.89 <= covered <= 0.99
-
-
 @pytest.mark.parametrize(
-    ("holds", "answer"),
+    ("held", "answer"),
     [
         ([[True], [True]], "holds"),
         ([[False], [False, False]], "does not hold"),
@@ -68,174 +35,151 @@ class TestInterval:
         ([], "not measured"),
     ],
 )
-def test_the_answer(holds, answer):
-    made = [Finding("conv", "", "", holds=each) for each in holds]
+def test_the_answer(held, answer):
+    made = [Finding("conv", "", checks=dict(enumerate(each))) for each in held]
     assert Judgement(CLAIMS[0], made, []).answer == answer
 
 
-class TestFewerSteps:
-    def made_up(self, plain, normalized):
-        """Accuracies that rise at a step which depends on the norm, later from seed to seed."""
-
-        def outcome(run):
-            step = plain if run.norm == "plain" else normalized
-            high = 0.9 if run.learning_rate == 1.0 else 0.8
-            return result(rising(step + run.seed, high=high))
-
-        return outcome
-
-    def test_the_steps_until(self):
-        made = result([0.1, 0.5, 0.4, 0.6])
-        assert [fewer_steps.steps_until(made, goal) for goal in (0.1, 0.5, 0.6)] == [1, 2, 4]
-        assert fewer_steps.steps_until(made, 0.7) == float("inf")
-        assert fewer_steps.steps_until(Result(), 0.0) == float("inf")
-
-    def test_fewer_steps_hold(self, store):
-        plan = plan_of(0.5, 1.0)
-        fill(store, plan, self.made_up(80, 10))
-        assert best_rate(plan, store, "conv", "plain") == 1.0
-        (found,), answer = findings(fewer_steps.CLAIM, plan, store)
-        assert answer == "holds"
-        assert found.cells == {"plain": "81", "torch": "11", "batchnorm": "11"}
-        expected = (80 * 81 * 82 / (10 * 11 * 12)) ** (1 / 3)
-        assert found.effect.startswith(f"{expected:.3g}×")
-        assert found.details[2][3] == "10, 11, 12"
-
-    @pytest.mark.parametrize("normalized", [50, 80])
-    def test_as_many_or_more_steps_do_not(self, store, normalized):
-        plan = plan_of(1.0)
-        fill(store, plan, self.made_up(50, normalized))
-        assert findings(fewer_steps.CLAIM, plan, store)[1] == "does not hold"
-
-    def test_a_run_that_never_gets_there_counts_with_all_its_steps(self, store):
-        plan = plan_of(1.0)
-        fill(store, plan, lambda run: result(rising(50, high=0.9 if run.norm == "plain" else 0.8)))
-        (found,), answer = findings(fewer_steps.CLAIM, plan, store)
-        assert (found.cells["plain"], found.cells["batchnorm"], answer) == (
-            *("50", "100"),
-            "does not hold",
-        )
-
-    def test_nothing_learned_is_not_measured(self, store):
-        plan = plan_of(1.0)  # as with shuffled labels
-        fill(store, plan, lambda run: result([0.1, 0.12, 0.11]))
-        assert findings(fewer_steps.CLAIM, plan, store)[1] == "not measured"
+def test_all_claims_of_the_notes_are_there():
+    assert [claim.number for claim in CLAIMS if claim.number] == list(range(1, 21))
+    assert [claim.key for claim in CLAIMS if not claim.number] == ["agreement"]
+    assert len({claim.name for claim in CLAIMS}) == len(CLAIMS)
 
 
-class TestLearningRates:
-    RATES = (0.1, 1.0, 10.0, 100.0)
+@pytest.mark.parametrize("claim", BY_NAME)
+def test_a_claim_is_whole(claim):
+    for text in (claim.title, claim.says, claim.source, claim.measured, claim.rule, claim.unit):
+        assert text.strip() == text != ""
+    assert len(claim.title) <= 48
+    assert claim.measured.endswith(".")
+    assert claim.rule.endswith(".")
+    assert claim.name.isidentifier()
+    plan = small_plan(small_data())
+    for part in parts_of(claim, plan):
+        tasks = claim.tasks(plan, part)
+        assert tasks
+        for task in tasks:
+            assert str(task)
+            assert task.seconds(dict.fromkeys(NETWORKS, 1e-3)) > 0
 
-    def made_up(self, plain, normalized):
-        """Runs that train up to a rate which depends on the norm, and break off beyond it."""
 
-        def outcome(run):
-            limit = plain if run.norm == "plain" else normalized
-            if run.learning_rate <= limit:
-                return result([0.1, 0.9, 0.9, 0.9])
-            return result([0.9], "the loss was nan at step 2")
+def test_claims_share_their_runs_and_no_two_tasks_have_one_name():
+    plan = small_plan(small_data())
+    tasks = [task for claim in CLAIMS for part in claim.parts for task in claim.tasks(plan, part)]
+    assert len({task.key for task in tasks}) == len(set(tasks))
+    assert len({str(task) for task in tasks}) == len(set(tasks))
+    assert len(set(tasks)) < 0.75 * len(tasks)
 
-        return outcome
 
+def test_probes_have_names_of_their_own():
+    plan = small_plan(small_data())
+    probes = {
+        probe
+        for claim in CLAIMS
+        for part in claim.parts
+        for task in claim.tasks(plan, part)
+        for probe in getattr(task, "probes", ())
+    }
+    assert len({probe.__name__ for probe in probes}) == len(probes)
+
+
+@pytest.mark.parametrize("claim", BY_NAME)
+def test_a_study_in_which_everything_broke_off_is_judged_too(claim, store):
+    plan = small_plan(small_data())
+    for part in claim.parts:
+        for task in claim.tasks(plan, part):
+            store.add(task, task.broken("RuntimeError: no luck"))
+    judgement = judge(claim, claim.parts, plan, store)
+    assert judgement.answer == "not measured"
+    assert list(judgement.charts) == []
+    assert [finding.part for finding in judgement.findings] == list(claim.parts)
+    for finding in judgement.findings:
+        assert finding.sentence.endswith(".")
+        assert "failed" not in finding.sentence  # it was foreseen
+
+
+def made(measure, charts=lambda *_: []):
+    return Claim(1, "made", "", "", "", "", "", "", ("a", "b"), lambda *_: [], measure, charts)
+
+
+def test_a_part_that_cannot_be_measured_says_why_and_stops_no_other(store):
+    def measure(plan, part, store):
+        if part == "a":
+            raise NotMeasured("Nothing was learned.")
+        return Finding(part, "It is.", checks={"is": True}, rows=[Row("c", "m", [1.0])])
+
+    drawn = []
+    judgement = judge(
+        made(measure, lambda _, parts, __: drawn.extend(parts) or []), "ab", None, store
+    )
+    assert [finding.sentence for finding in judgement.findings] == [
+        "Nothing was learned.",
+        "It is.",
+    ]
+    assert judgement.answer == "holds"
+    assert drawn == ["b"]
+
+
+def test_what_fails_in_a_claim_is_a_finding(store):
+    judgement = judge(made(lambda *_: {}["no"]), ["a"], None, store)
+    assert judgement.findings[0].sentence == "Measuring failed: KeyError: 'no'."
+    assert judgement.answer == "not measured"
+
+
+def test_pictures_that_fail_are_left_away(store):
+    def measure(plan, part, store):
+        return Finding(part, "It is.", checks={"is": True}, rows=[Row("c", "m", [1.0])])
+
+    with pytest.warns(UserWarning, match="pictures of '' failed: KeyError"):
+        judgement = judge(made(measure, lambda *_: {}["no"]), ["a"], None, store)
+    assert judgement.answer == "holds"
+    assert judgement.charts == []
+
+
+class TestMeasures:
     def test_the_end_of_a_run(self):
         assert final(result([0.9, 0.1, 0.2, 0.3])) == pytest.approx(0.2)
         assert final(result([0.9], "broke off")) == 0
 
-    def test_a_higher_limit_holds(self, store):
-        plan = plan_of(*self.RATES)
-        fill(store, plan, self.made_up(1.0, 10.0))
-        (found,), answer = findings(learning_rates.CLAIM, plan, store)
-        assert (found.effect, answer) == ("10× (10–10)", "holds")
-        assert found.cells == {"plain": "1", "torch": "10", "batchnorm": "10"}
-
-    def test_a_limit_beyond_the_grid_is_said(self, store):
-        plan = plan_of(*self.RATES)
-        fill(store, plan, self.made_up(1.0, 1000.0))
-        (found,), _ = findings(learning_rates.CLAIM, plan, store)
-        assert found.cells["batchnorm"] == "≥ 100"
-
-    @pytest.mark.parametrize("normalized", [0.1, 1.0])
-    def test_the_same_or_a_lower_limit_does_not(self, store, normalized):
-        plan = plan_of(*self.RATES)
-        fill(store, plan, self.made_up(1.0, normalized))
-        assert findings(learning_rates.CLAIM, plan, store)[1] == "does not hold"
-
-    @pytest.mark.parametrize("normalized", [0.0, 10.0])
-    def test_without_a_plain_run_that_trains_it_is_not_measured(self, store, normalized):
-        plan = plan_of(*self.RATES)
-        fill(store, plan, self.made_up(0.0, normalized))
-        assert findings(learning_rates.CLAIM, plan, store)[1] == "not measured"
-
-
-class TestEpochTime:
-    @pytest.mark.parametrize(
-        ("theirs", "ours", "answer"),
-        [(1.5, 1.2, "holds"), (1.5, 0.9, "depends"), (0.9, 0.8, "does not hold")],
-    )
-    def test_the_verdict_is_of_the_ratios(self, store, theirs, ours, answer):
+    def test_learned_is_more_than_noise(self):
         plan = plan_of(1.0)
-        (timing,) = epoch_time.tasks(plan)
-        plain = [0.010, 0.011, 0.012, 0.5]  # something else held the last one up
-        times = {"plain": plain, "torch": [theirs * t for t in plain]}
-        store.add(timing, Times(seconds={**times, "batchnorm": [ours * t for t in plain]}))
-        (found,), given = findings(epoch_time.CLAIM, plan, store)
-        assert given == answer
-        assert found.effect == f"{theirs:.2f}×, {ours:.2f}×"
-        assert found.cells["plain"] == "11.5"
+        assert not learned(0.18, plan)
+        assert learned(0.2, plan)
 
-    def test_what_does_not_agree_has_no_time(self, store):
-        plan = plan_of(1.0)
-        (timing,) = epoch_time.tasks(plan)
-        store.add(timing, Times(reason="ArithmeticError: the losses differ"))
-        (found,), answer = findings(epoch_time.CLAIM, plan, store)
-        assert answer == "not measured"
-        assert "the losses differ" in found.sentence
-        assert epoch_time.charts(plan, store) == []
+    def test_the_best_rate_is_that_of_the_highest_accuracy(self, store):
+        plan = plan_of(0.1, 1.0, 10.0)
+        for run in plan.grid("conv", [PLAIN]):
+            store.add(run, result([0.9 if run.learning_rate == 1.0 else 0.5, 0.1]))
+        assert best_rate(plan, store, "conv", PLAIN) == 1.0
 
+    def test_runs_that_broke_off_are_not_measured(self, store):
+        runs = plan_of(1.0).runs("conv", PLAIN)
+        for run in runs:
+            store.add(run, result([0.5], "lost" if run.seed == 1 else ""))
+        with pytest.raises(NotMeasured, match=r"broke off .*seed 1.*: lost"):
+            whole(store, runs)
+        assert each(store, runs[:1], final) == [0.5]
+        with pytest.raises(NotMeasured, match="not finite"):
+            each(store, runs[:1], lambda _: float("nan"))
 
-class TestAgreement:
-    @pytest.mark.parametrize(("difference", "answer"), [(1e-12, "holds"), (1e-8, "does not hold")])
-    def test_the_verdict_is_of_the_largest_difference_in_float64(self, store, difference, answer):
-        plan = plan_of(1.0, steps=3)
-        for run in agreement.tasks(plan):
-            off = difference if (run.dtype, run.norm) == ("float64", "batchnorm") else 0.0
-            store.add(run, Result(losses=[2.0, 1.0 + off, 0.5]))
-        (found,), given = findings(agreement.CLAIM, plan, store)
-        assert given == answer
-        assert found.effect == f"within {difference:.0e}"
-        assert found.cells == {"torch": "0.500000", "batchnorm": "0.500000"}
-        (chart,) = agreement.charts(plan, store)
-        single, double = chart.panels[0].series
-        assert single.y == [1e-17] * 3
-        assert double.y == pytest.approx([1e-17, difference, difference], rel=1e-3)
+    def test_a_curve_is_the_median_in_a_band(self):
+        line = curve("plain", [1, 2, 3], [[1, 2, 3], [5, 6, 7], [2, 9]])
+        assert (line.x, line.low, line.y, line.high) == ([1, 2], [1, 2], [2, 6], [5, 9])
+        assert curve("plain", [1], [[1.0], []]).y == []
 
-    def test_a_run_that_broke_off_is_not_compared(self, store):
-        plan = plan_of(1.0, steps=3)
-        for run in agreement.tasks(plan):
-            store.add(run, result([], "the loss was nan at step 1"))
-        (found,), answer = findings(agreement.CLAIM, plan, store)
-        assert answer == "not measured"
-        assert "the loss was nan at step 1" in found.sentence
+    def test_values_side_by_side(self):
+        panel = beside("t", "l", {"torch": [1.0, 3.0, 2.0], "mine": [10.0]}, goal=(12.0, "g"))
+        assert [series.mark for series in panel.series] == ["dots", "bar", "dots", "bar"]
+        assert [series.style for series in panel.series] == ["torch", "torch", "other", "other"]
+        assert panel.x.ticks == [(0, STYLES["torch"].name), (1, "mine")]
+        assert panel.series[1].y == [2.0]
+        assert panel.y.start < 1 < 12 < panel.y.end
 
-
-def test_a_curve_is_the_median_in_a_band():
-    line = curve("plain", [1, 2, 3], [[1, 2, 3], [5, 6, 7], [2, 9]])
-    assert (line.x, line.low, line.y, line.high) == ([1, 2], [1, 2], [2, 6], [5, 9])
-    assert curve("plain", [1], [[1.0], []]).y == []
-
-
-def test_claims_share_their_runs():
-    plan = small_plan(small_data())
-    tasks = [task for claim in CLAIMS for task in claim.tasks(plan)]
-    grid = 2 * 2 * 2 * 3  # networks, rates, seeds, norms
-    assert len(set(tasks)) == grid + 2 * 2 + 2  # and pairs in float64, and times
-    assert len({task.key for task in tasks}) == len(set(tasks))
-    assert len(tasks) > len(set(tasks))
-
-
-def test_a_study_in_which_everything_broke_off_is_judged_too(store):
-    plan = small_plan(small_data())
-    for task in {task for claim in CLAIMS for task in claim.tasks(plan)}:
-        store.add(task, task.outcome(reason="RuntimeError: no luck"))
-    judgements = judge(plan, store)
-    assert {judgement.answer for judgement in judgements} == {"not measured"}
-    assert [judgement.claim.number for judgement in judgements] == [1, 2, 3, 0]
+    @pytest.mark.parametrize("values", [[[1.0, 100.0]], [[5.0]], [[]], [[-1.0, 0.0], [np.inf]]])
+    @pytest.mark.parametrize("log", [False, True])
+    def test_an_axis_has_room_for_all(self, values, log):
+        axis = reaching("l", values, log)
+        finite = [v for some in values for v in some if np.isfinite(v) and (v > 0 or not log)]
+        assert axis.start < axis.end
+        assert all(axis.start < value < axis.end for value in finite)
+        assert not log or axis.start > 0

@@ -1,12 +1,14 @@
 """What loads is sound, and every mistake gives one line."""
 
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from study.loading import assert_refused, assert_sound, write_npz
 
-from batchnorm.study.data import load
+from batchnorm.study.data import FORMS, DataForm, load
 
 X = np.ones((6, 2), np.float32)
 Y = np.arange(6) % 3
@@ -74,9 +76,10 @@ def test_shapes_and_types(tmp_path, shape, expected, dtype):
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("imagenet", ["imagenet", "unknown", "digits, mnist:DIR, cifar10:DIR, npz:FILE"]),
+        ("imagenet", ["imagenet", "unknown", "digits, mnist:DIR, fashion-mnist:DIR, cifar10:"]),
         ("MNIST:here", ["did you mean mnist:DIR?"]),
         ("cifar:here", ["did you mean cifar10:DIR?"]),
+        ("fashion_mnist:here", ["did you mean fashion-mnist:DIR?"]),
         ("digits:here", ["a path", "digits"]),
         ("npz:", ["no path", "npz:FILE"]),
         ("mnist:{tmp}/none", ["{tmp}/none", "no such path"]),
@@ -116,7 +119,11 @@ def test_wrong_name(tmp_path, spec, words):
         ({"x": X, "y": Y * 0}, "one class only, 0"),
         ({"x": X, "y": Y * 10**9}, "the label 2000000000 among"),
         ({"x": X, "y": [0, 0, 0, 1, 1, 2]}, "one example with the label 2"),
+        ({"x": X, "y": list("aaabbc")}, "one example with the label c"),
+        ({"x": X, "y": list("aaaaaa")}, "one class only, a, to train on"),
+        (APART | {"y_test": list("abcabc")}, "both text and numbers as labels"),
         (APART | {"y_test": Y + 1}, "the test label 3, which"),
+        (APART | {"y_train": list("abcabc"), "y_test": list("abcxbc")}, "the test label x, which"),
         (APART | {"x_test": X[:, :1]}, "test inputs of shape (1, 1, 1), expected (2, 1, 1)"),
         (APART | {"x_test": X[:0], "y_test": Y[:0]}, ", x_test: got empty"),
         (APART | {"y_test": Y[:5]}, ", y_test: got 5 labels"),
@@ -125,3 +132,61 @@ def test_wrong_name(tmp_path, spec, words):
 def test_wrong_arrays(tmp_path, arrays, words):
     file = str(tmp_path / "a.npz")
     assert_refused(write_npz(tmp_path, **arrays), file, words.replace("{file}", file))
+
+
+def parts_of(path):
+    return [(path, np.arange(20.0)[:, None]), (path, np.arange(20) % 2)]
+
+
+def test_forms_are_read_where_they_are_and_called_as_they_say(tmp_path):
+    places = []
+
+    def read(path):
+        places.append(path)
+        return parts_of(path)
+
+    (tmp_path / "set.a").mkdir()
+    (tmp_path / "set.a" / "file.b").touch()
+    for place, suffix, usual, titled in (
+        ("", "", "mine", "mine"),
+        ("DIR", f":{tmp_path}/set.a", "mine", "set.a"),
+        ("FILE", f":{tmp_path}/set.a/file.b", "mine", "file"),
+    ):
+        for own, name in ((False, usual), (True, titled)):
+            data = load(f"mine{suffix}", [DataForm("mine", place, read, own)])
+            assert_sound(data)
+            assert data.name == name
+            assert str(places[-1]) == (suffix[1:] or ".")
+
+
+def test_a_folder_without_a_name_has_that_of_its_form(monkeypatch, tmp_path):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    form = DataForm("mine", "DIR", parts_of, titled=True)
+    assert load("mine:.", [form]).name == "here"
+    assert load("mine:/", [form]).name == "mine"
+
+
+def test_further_forms_are_known_to_errors():
+    stripes = DataForm("stripes", "DIR", parts_of)
+    assert_refused("stripe:x", "npz:FILE", "did you mean stripes:DIR?", extra=[stripes])
+    assert_refused("stripes", "no path", "the form stripes:DIR", extra=[stripes])
+    spellings = ", ".join(form.spelling for form in (*FORMS, stripes))
+    assert_refused("what", spellings, extra=[stripes])
+    assert_refused("stripes:.", "2 forms of data of this name", extra=[stripes, stripes])
+    assert_refused("digits", "2 forms", extra=[DataForm("digits", "", parts_of)])
+
+
+def test_what_a_further_form_does_wrong_is_said_in_one_line():
+    def of(read):
+        return [DataForm("mine", "", read)]
+
+    assert_refused("mine", "mine: got 1 arrays", extra=of(lambda path: parts_of(path)[:1]))
+    assert_refused("mine", "mine: got the error 'None'", extra=of(lambda path: {}[None]))
+    assert_refused("mine", "6 labels", extra=of(lambda path: [*parts_of("it")[:1], ("it", Y)]))
+
+
+def test_the_table_of_the_documentation_has_every_form():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([^`]+)` \|", page, flags=re.MULTILINE)
+    assert rows == ["--data", *(form.spelling for form in FORMS)]

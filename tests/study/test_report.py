@@ -5,55 +5,43 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+from PIL import Image
 from plotly import graph_objects
 from rich.console import Console
-from study.small import result, rising, small_data, small_plan
+from study.made_up import (
+    HOSTILE,
+    NETWORKS,
+    bars,
+    finding,
+    hostile,
+    judgements,
+    lines,
+    odd,
+    story,
+)
 
 from batchnorm.study.charts import STYLES, Axis, Chart, Panel, Series
-from batchnorm.study.claims import CLAIMS, judge
+from batchnorm.study.claims import Judgement
 from batchnorm.study.interactive import figure
-from batchnorm.study.networks import NORMS
-from batchnorm.study.pictures import png
+from batchnorm.study.markdown import code, escaped, table, text
+from batchnorm.study.markup import document
+from batchnorm.study.pictures import files
 from batchnorm.study.report import write
-from batchnorm.study.store import Store
-from batchnorm.study.story import Story
-from batchnorm.study.table import markdown, terminal
-from batchnorm.study.timing import Times, Timing
-from batchnorm.study.training import Result
+from batchnorm.study.story import mark
+from batchnorm.study.table import terminal
 
-HOSTILE = "</script><img src=x onerror=alert(1)> | [red]&"
-CHARTS = ["learning-curves", "loss-curves", "epoch-time", "learning-rates", "differences"]
-
-
-def made_up(task):
-    """An outcome for any task, by which every claim holds but the second."""
-    if isinstance(task, Timing):
-        return Times(seconds={"plain": [0.02] * 3, "torch": [0.03] * 3, "batchnorm": [0.01] * 3})
-    if task.learning_rate == 1.0 and task.norm == "plain":
-        return Result(reason="the loss was nan at step 1")
-    return result(rising(6 if task.norm == "plain" else 2, steps=8))
+HARMLESS = HOSTILE.replace("\ud800", "?")  # UTF-8 cannot say it
+ANSWERS = ["holds", "does not hold", "depends", "not measured", "not measured", "holds"]
 
 
 @pytest.fixture(scope="module")
-def judgements(tmp_path_factory):
-    plan = small_plan(small_data())
-    with Store(tmp_path_factory.mktemp("store")) as store:
-        for task in {task for claim in CLAIMS for task in claim.tasks(plan)}:
-            store.add(task, made_up(task))
-        return judge(plan, store)
-
-
-@pytest.fixture(scope="module")
-def folder(judgements, tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    write(folder, story(HOSTILE, judgements))
+    write(folder, story(HOSTILE, word=HOSTILE))
     return folder
-
-
-def story(name, judgements):
-    return Story(name, judgements, name, {name: name}, {"cpu": name}, name)
 
 
 class Page(HTMLParser):
@@ -81,134 +69,260 @@ def page(folder):
     return Page(folder / "report.html")
 
 
-def test_the_page_loads_nothing(page, folder):
-    names = {tag for tag, _ in page.elements}
-    assert not names & {"link", "img", "iframe", "object", "embed", "audio", "video", "base"}
-    for tag, attributes in page.elements:
-        assert "src" not in attributes, tag
-        assert attributes.get("href", "#").startswith("#")
-        assert not any(name.startswith("on") for name in attributes)
-    policy = next(a["content"] for _, a in page.elements if "http-equiv" in a)
-    assert policy.startswith("default-src 'none';")
-    style = re.search("<style>(.*?)</style>", (folder / "report.html").read_text(), re.DOTALL)[1]
-    assert "url(" not in style
-    assert "@import" not in style
+class TestPage:
+    def test_it_loads_nothing(self, page, folder):
+        names = {tag for tag, _ in page.elements}
+        assert not names & {"link", "img", "iframe", "object", "embed", "audio", "video", "base"}
+        for tag, attributes in page.elements:
+            assert "src" not in attributes, tag
+            assert attributes.get("href", "#").startswith("#")
+            assert not any(name.startswith("on") for name in attributes)
+        policy = next(a["content"] for _, a in page.elements if "http-equiv" in a)
+        assert policy.startswith("default-src 'none';")
+        text = (folder / "report.html").read_text()
+        style = re.search("<style>(.*?)</style>", text, re.DOTALL)[1]
+        assert "url(" not in style
+        assert "@import" not in style
+
+    def test_a_name_is_text_whatever_is_in_it(self, page, folder):
+        # question twice, lead, machine twice, run, reason, and the claim's own
+        assert page.text.count(HARMLESS) >= 25
+        text = (folder / "report.html").read_text()
+        assert "<img" not in text.split("<script>")[0]
+        assert "<" not in re.search('id="figures">(.*?)</script>', text)[1]
+
+    def test_the_table_comes_first_and_leads_to_every_claim(self, page, folder):
+        told = judgements()
+        ids = [attributes.get("id") for _, attributes in page.elements]
+        links = [a["href"] for _, a in page.elements if "href" in a]
+        for judgement in told:
+            claim = judgement.claim
+            assert ids.count(claim.name) == 1
+            assert ids.index("verdicts") < ids.index(claim.name)
+            assert f"#{claim.name}" in links
+        assert links.count("#verdicts") == len(told)
+        assert next(a for tag, a in page.elements if tag == "section")["id"] == "holds"
+        assert [j.answer for j in told] == ANSWERS
+        text = (folder / "report.html").read_text()
+        assert re.findall('class="verdict [a-z-]+">([a-z ]+)<', text) == 2 * ANSWERS
+
+    def test_a_section_says_what_was_done_and_how_to_do_it_again(self, page):
+        for word in ("title", "says", "source", "measured", "rule", "unit"):
+            assert f"{word} of depends" in page.text
+        assert "1. title of holds" in page.text
+        assert "Of conv this was found." in page.text
+        assert "The verdict comes from these checks alone" in page.text
+        assert "✓ sigmoid check 0✗ sigmoid check 1" in page.text
+        assert "Left out for time: conv, relu. The command below does them, too." in page.text
+        assert "--claims 4 --budget full" in page.text
+        assert "900, 804, 884" in page.text  # seed by seed
+        opened = [a for tag, a in page.elements if tag == "details" and "open" in a]
+        assert len(opened) == 4  # the numbers of each first part that has some
+
+    def test_what_was_left_out_is_not_measured(self, page):
+        assert "left out for time" in page.text
+        assert "6 of 17 parts were left out for time" in page.text
+
+    def test_every_panel_is_a_valid_figure(self, page, folder):
+        text = (folder / "report.html").read_text(encoding="utf-8")
+        script = re.search('<script type="application/json" id="figures">(.*?)</script>', text)[1]
+        figures = json.loads(script)
+        used = [int(a["data-figure"]) for _, a in page.elements if "data-figure" in a]
+        assert used == list(range(len(figures)))
+        for each in figures:
+            assert set(graph_objects.Figure(each).to_plotly_json()) >= {"data", "layout"}
+
+    def test_of_many_panels_one_part_is_shown(self, page):
+        panels = [a for _, a in page.elements if a.get("class", "").startswith("panel ")]
+        assert {a["data-part"] for a in panels} == {"conv", "relu"}
+        shown = [a for _, a in page.elements if a.get("class") == "panel" and "hidden" not in a]
+        assert {a["data-choice"] for a in shown} == {"", "2", HARMLESS}
+        names = [a["data-name"] for tag, a in page.elements if tag == "select"]
+        assert names == ["part", "part", "choice", "choice"]
 
 
-def test_a_name_is_text_whatever_is_in_it(page, folder):
-    assert page.text.count(HOSTILE) >= 6  # title, heading, lead, machine, a run and its reason
-    assert "<img" not in (folder / "report.html").read_text().split("<script>")[0]
+class TestFiles:
+    def test_each_picture_is_there_as_png_and_svg(self, folder):
+        names = {chart.file for judgement in judgements() for chart in judgement.charts}
+        found = sorted(file.name for file in (folder / "figures").iterdir())
+        assert found == sorted(f"{name}.{suffix}" for name in names for suffix in ("png", "svg"))
+        assert all(re.fullmatch(r"[\w-]+", name, re.ASCII) for name in names)
+        for file in (folder / "figures").glob("*.png"):
+            with Image.open(file) as image:
+                image.load()
+                assert min(image.size) > 300
+        for file in (folder / "figures").glob("*.svg"):
+            assert ElementTree.parse(file).getroot().tag.endswith("svg")
+
+    def test_the_same_chart_is_the_same_file(self):
+        chart = Chart("a", "b", [lines("conv"), bars("relu")])
+        first, second = files(chart), files(chart)
+        assert dict(first) == dict(second)
+        assert b"<dc:date>" not in first["svg"]
+        assert b">batchnorm</text>" in first["svg"]  # letters, not outlines
+
+    def test_nothing_but_the_report_is_left(self, folder):
+        names = "report.html report.md table.md figures results.csv effects.csv study.json"
+        assert {file.name for file in folder.iterdir()} == set(names.split())
+
+    def test_a_file_is_whole_or_as_it_was(self, tmp_path, monkeypatch):
+        write(tmp_path, story("x", []))
+        before = (tmp_path / "report.html").read_bytes()
+        whole = Path.write_bytes
+
+        def torn(self, content):
+            whole(self, content[: len(content) // 2])
+            raise OSError("no space left")
+
+        monkeypatch.setattr(Path, "write_bytes", torn)
+        with pytest.raises(OSError, match="no space left"):
+            write(tmp_path, story("y", []))
+        assert (tmp_path / "report.html").read_bytes() == before
 
 
-def test_the_page_has_a_section_and_pictures_for_every_claim(page):
-    ids = [attributes.get("id") for _, attributes in page.elements]
-    links = [a["href"] for _, a in page.elements if "href" in a]
-    for claim in CLAIMS:
-        assert ids.count(claim.name) == 1
-        assert f"#{claim.name}" in links
-        assert claim.says in page.text
-        assert claim.rule in page.text
-    assert [each for each in ids if each in CHARTS] == CHARTS
+class TestTable:
+    def test_it_fits_80_columns(self):
+        told = [
+            Judgement(judgement.claim, judgement.findings, [], judgement.left_out)
+            for judgement in judgements()[:-1] * 4
+        ]
+        console = Console(file=io.StringIO(), width=80)
+        console.print(terminal(story("digits", told)))
+        shown = console.file.getvalue()
+        assert "What did batch normalization do on digits?" in shown
+        assert "…" not in shown
+        assert all(len(line) <= 80 for line in shown.splitlines())
+        assert re.search(r"1\. title of holds +unit of holds +holds\n", shown)
+        effect = re.escape(finding("conv").effect)
+        assert re.search(f"✓ conv +862 +42  {effect}", shown)
+        assert re.search(f"✗ relu +862 +42  {effect}", shown)
+        assert re.search(f"~ relu +862 +42  {effect}", shown)
+        assert re.search("sigmoid +not measured", shown)
+        assert "left out for time" in shown
+
+    def test_a_name_steers_no_terminal(self):
+        console = Console(file=io.StringIO(), width=80)
+        console.print(terminal(story(HOSTILE, [hostile()])))
+        assert "[red]" in console.file.getvalue()
+        assert "\x1b" not in console.file.getvalue()
+        assert "\\x1b[2J" in console.file.getvalue()
 
 
-def test_every_panel_is_a_valid_figure(page, folder):
-    text = (folder / "report.html").read_text(encoding="utf-8")
-    script = re.search('<script type="application/json" id="figures">(.*?)</script>', text)[1]
-    figures = json.loads(script)
-    used = [int(a["data-figure"]) for _, a in page.elements if "data-figure" in a]
-    assert set(used) <= set(range(len(figures)))
-    for each in figures:
-        assert set(graph_objects.Figure(each).to_plotly_json()) >= {"data", "layout"}
-    shown = [a for _, a in page.elements if a.get("class") == "panel" and "hidden" not in a]
-    assert len(shown) == 2 * len(CHARTS)
+class TestMarkdown:
+    def test_the_table_has_a_line_for_each_part(self):
+        rows = [line for line in table(story()).splitlines() if line.startswith("|")]
+        assert rows[0] == "| claim | verdict | part | without | with | effect |"
+        assert len(rows) == 2 + 3 * len(NETWORKS) + 1 + 1 + 1
+        assert all(row.count("|") == 7 for row in rows)
+        assert rows[2].startswith("| 1. title of holds (unit of holds) | holds | ✓ sigmoid | 862 |")
+        assert rows[3].startswith("|  |  | ✓ conv |")
+
+    def test_the_report_has_the_pictures_and_the_numbers(self):
+        told = text(story())
+        assert "![curves.](figures/curves.png)" in told
+        assert "| sigmoid | plain | steps | 884 | 900, 804, 884 |  |" in told
+        assert "- ✗ relu: check 0" in told
+        assert "```sh\nbatchnorm study --data digits --claims 3 --budget full\n```" in told
+
+    def test_a_name_is_text(self):
+        told = text(story(HOSTILE, [hostile()], HOSTILE))
+        outside = re.sub("(?s)(````*)sh\n.*?\n\\1", "", told)
+        assert "<img" not in outside
+        assert "\\`\\_\\*" in outside
+        assert escaped("a\n\n# b") == "a # b"
+        assert code("a```b") == "````sh\na```b\n````"
 
 
-def test_the_pictures_are_there_too(folder):
-    files = sorted((folder / "figures").iterdir())
-    assert [file.name for file in files] == sorted(f"{name}.png" for name in CHARTS)
-    assert all(file.read_bytes().startswith(b"\x89PNG\r\n") for file in files)
+@pytest.mark.parametrize(
+    ("held", "expected"), [((True, True), "✓"), ((False,), "✗"), ((True, False), "~"), ((), "")]
+)
+def test_a_part_is_marked_by_its_checks(held, expected):
+    assert mark(finding("conv", held)) == expected
 
 
-def test_nothing_but_the_report_is_left(folder):
-    assert {file.name for file in folder.iterdir()} == {
-        *("report.html", "report.md", "table.md", "figures"),
-    }
+class TestCharts:
+    def test_labels_stand_at_the_ends_of_their_lines_and_apart(self):
+        ends = {"plain": 9.9, "torch": 10, "batchnorm": 2}
+        drawn = [Series(style, [1, 2], [0, y]) for style, y in ends.items()]
+        labels = Panel("", Axis("", 1, 2), Axis("", 0, 10), drawn).labels()
+        assert [line.style for line, _ in labels] == ["batchnorm", "plain", "torch"]
+        heights = [height for _, height in labels]
+        assert heights[0] == pytest.approx(0.2, abs=0.1)
+        assert heights[2] == pytest.approx(1.0)
+        assert heights[2] - heights[1] == pytest.approx(0.075)
 
+    def test_a_long_label_takes_two_lines(self):
+        drawn = [Series("both", [1], [5]), Series("plain", [1], [5])]
+        assert drawn[0].lines == ["batchnorm +", "dropout"]
+        (_, low), (_, high) = Panel("", Axis("", 0, 1), Axis("", 0, 10), drawn).labels()
+        assert high - low == pytest.approx(0.1125)
 
-def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
-    write(tmp_path, story("x", []))
-    before = (tmp_path / "report.html").read_bytes()
-    whole = Path.write_bytes
-
-    def torn(self, content):
-        whole(self, content[: len(content) // 2])
-        raise OSError("no space left")
-
-    monkeypatch.setattr(Path, "write_bytes", torn)
-    with pytest.raises(OSError, match="no space left"):
-        write(tmp_path, story("y", []))
-    assert (tmp_path / "report.html").read_bytes() == before
-
-
-def test_the_table_fits_80_columns(judgements):
-    console = Console(file=io.StringIO(), width=80)
-    console.print(terminal(story("digits", judgements)))
-    shown = console.file.getvalue()
-    assert "What did batch normalization do on digits?" in shown
-    assert "…" not in shown
-    for judgement in judgements:
-        for finding in judgement.findings:
-            assert finding.effect in shown
-    console.print(terminal(story(HOSTILE, judgements)))
-    assert "[red]" in console.file.getvalue()
-
-
-def test_the_table_is_markdown_too(judgements):
-    lines = markdown(story("digits", judgements)).splitlines()
-    rows = [line for line in lines if line.startswith("|")]
-    assert rows[0] == ("| claim | network | plain | torch.nn | batchnorm | effect | verdict |")
-    assert len(rows) == 2 + 2 * len(CLAIMS)
-    assert all(row.count("|") == 8 for row in rows)
-    assert rows[2].endswith("| **holds** |")
-    assert rows[4].endswith("| 1.50×, 0.50× | **depends** |")
-
-
-def test_labels_stand_at_the_ends_of_their_lines_and_apart():
-    lines = [Series(norm, [1, 2], [0, y]) for norm, y in zip(NORMS, (9.9, 10, 2), strict=True)]
-    labels = Panel("", Axis("", 1, 2), Axis("", 0, 10), lines).labels()
-    assert [style for style, _ in labels] == ["batchnorm", "plain", "torch"]
-    heights = [height for _, height in labels]
-    assert heights[0] == pytest.approx(0.2, abs=0.1)
-    assert heights[2] == pytest.approx(1.0)
-    assert heights[2] - heights[1] == pytest.approx(0.075)
-
-
-@pytest.mark.parametrize("ground", [(255, 255, 255), (21, 24, 28)])
-def test_colours_are_read_on_white_and_on_black(ground):
-    def luminance(rgb):
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    paper = luminance([c / 255 for c in ground])
-    for style in STYLES.values():
-        ink = luminance([int(style.colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
-        high, low = max(ink, paper), min(ink, paper)
-        assert (high + 0.05) / (low + 0.05) >= 3, style.name  # WCAG 2, graphical objects
-
-
-def test_both_draw_what_the_chart_says():
-    panel = Panel(
-        "conv",
-        Axis("steps", 1, 100, log=True),
-        Axis("loss", 0.1, 10, log=True),
-        [Series("plain", [1, 10, 100], [5, 2, 1], [4, 1, 0.5], [6, 3, 2])],
-        goal=(2, "a goal"),
+    @pytest.mark.parametrize(
+        ("start", "end", "expected"),
+        [
+            (1, 1000, [1, 10, 100, 1000]),
+            (1e-17, 10, [1e-17, 1e-14, 1e-11, 1e-8, 1e-5, 1e-2, 10]),
+            (30, 300, [50, 100, 200]),
+            (2.1, 5.2, [3, 4, 5]),
+            (2.1, 2.42, [2.1, 2.2, 2.3, 2.4]),
+        ],
     )
-    drawn = figure(panel)
-    band, line = drawn["data"]
-    assert (line["x"], line["y"]) == ([1, 10, 100], [5, 2, 1])
-    assert band["y"] == [6, 3, 2, 0.5, 1, 4]
-    assert line["line"]["color"] == STYLES["plain"].colour
-    assert drawn["layout"]["xaxis"]["range"] == [0, 2]
-    assert [note["text"] for note in drawn["layout"]["annotations"]] == ["plain", "a goal"]
-    assert png(Chart("a", "b", [panel])).startswith(b"\x89PNG")
+    def test_the_marks_of_a_log_axis_are_round_and_few(self, start, end, expected):
+        marks = [value for value, _ in Axis("", start, end, log=True).marks()]
+        assert marks == pytest.approx(expected)
+
+    def test_what_is_no_number_stops_nothing(self):
+        drawn = figure(odd())
+        assert drawn["data"][0]["y"] == [1.0, None, None, 0.0]
+        json.dumps(drawn, allow_nan=False)
+        assert files(Chart("a", "b", [odd()]))["png"].startswith(b"\x89PNG")
+
+    def test_a_choice_that_is_not_there_is_not_shown(self):
+        chart = Chart("a", "b", [lines("x", "1"), lines("x", "2")], "Rate", "3")
+        assert [panel.choice for panel in chart.shown()] == ["1"]
+
+    def test_both_draw_what_the_chart_says(self):
+        panel = Panel(
+            "conv",
+            Axis("steps", 1, 100, log=True),
+            Axis("loss", 0.1, 10, log=True),
+            [Series("plain", [1, 10, 100], [5, 2, 1], [4, 1, 0.5], [6, 3, 2])],
+            goal=(2, "a goal"),
+        )
+        drawn = figure(panel)
+        band, line = drawn["data"]
+        assert (line["x"], line["y"]) == ([1, 10, 100], [5, 2, 1])
+        assert band["y"] == [6, 3, 2, 0.5, 1, 4]
+        assert line["line"]["color"] == STYLES["plain"].colour
+        assert drawn["layout"]["xaxis"]["range"] == [0, 2]
+        assert drawn["layout"]["xaxis"]["ticktext"] == ["1", "10", "100"]
+        assert [note["text"] for note in drawn["layout"]["annotations"]] == ["plain", "a goal"]
+        svg = files(Chart("a", "b", [panel]))["svg"].decode()
+        for word in ("conv", "steps", "loss", "plain", "a goal", STYLES["plain"].colour.lower()):
+            assert word in svg
+
+
+def luminance(rgb):
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def rgb(colour):
+    return [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+
+
+@pytest.mark.parametrize(("paper", "ink"), [("#fdfdfb", "#1d2127"), ("#15181c", "#e8eaed")])
+def test_colours_are_read_on_white_and_on_black(paper, ink):
+    page = document("", "")
+    assert f"--paper: {paper}" in page
+    assert f"--ink: {ink}" in page
+    for style in STYLES.values():
+        assert contrast(rgb(style.colour), rgb(paper)) >= 3, style.name  # WCAG 2, graphical objects
+        assert f"color-mix(in srgb,{style.colour} 70%,var(--ink))" in page
+        text = [0.7 * a + 0.3 * b for a, b in zip(rgb(style.colour), rgb(ink), strict=True)]
+        assert contrast(text, rgb(paper)) >= 4.5, style.name  # WCAG 2, text

@@ -6,55 +6,69 @@ from study.small import small_data
 from torch import nn
 
 from batchnorm.study import timing
-from batchnorm.study.networks import NORMS, build
-from batchnorm.study.timing import Timing, measure
+from batchnorm.study.networks import NETWORKS, build, norms
+from batchnorm.study.recipes import TORCH
+from batchnorm.study.timing import Timing, folded, measure
 
 DATA = small_data()
-TIMING = Timing("small", "sigmoid", learning_rate=0.5, repeats=3)
+TIMING = Timing("small", NETWORKS["sigmoid"], repeats=3)
+NORMS = ["plain", "torch", "batchnorm"]
 
 
 def test_every_norm_has_every_repetition():
     times = measure(TIMING, DATA)
     assert times.reason == ""
-    assert list(times.seconds) == list(NORMS)
-    assert all(len(taken) == 3 and min(taken) > 0 for taken in times.seconds.values())
+    assert list(times.training) == NORMS
+    assert list(times.inference) == [*NORMS, "folded"]
+    for taken in (*times.training.values(), *times.inference.values()):
+        assert len(taken) == 3
+        assert min(taken) > 0
 
 
-def test_the_norms_take_turns_on_the_same_batches(monkeypatch):
-    turns = []
-
-    def passed(model, data, learning_rate):
-        turns.append((model, [y.tolist() for _, y in data]))
-        return [1.0]
-
-    monkeypatch.setattr(timing, "_pass", passed)
-    measure(TIMING, DATA)
-    plain, theirs, ours = (model for model, _ in turns[:3])
-    assert [model for model, _ in turns[3:]] == [
-        *(plain, theirs, ours),
-        *(theirs, ours, plain),
-        *(ours, plain, theirs),
-    ]
-    assert all(labels == turns[0][1] for _, labels in turns)
+def test_the_norms_take_turns():
+    calls = []
+    seconds = timing._in_turn(calls.append, ["a", "b", "c"], 4, 1.0)
+    assert "".join(calls) == "abc" + "bca" + "cab" + "abc"
+    assert {name: len(taken) for name, taken in seconds.items()} == {"a": 4, "b": 4, "c": 4}
 
 
 def test_an_epoch_counts_whole_where_only_a_part_was_timed(monkeypatch):
     clock = iter(range(1000))
     monkeypatch.setattr(timing.time, "perf_counter", lambda: float(next(clock)))
     monkeypatch.setattr(timing, "_LONGEST", 1)
-    assert measure(TIMING, DATA).seconds["plain"] == [2.0, 2.0, 2.0]  # two batches an epoch
+    times = measure(TIMING, DATA)
+    assert times.training["plain"] == [2.0, 2.0, 2.0]  # two batches an epoch
+    assert times.inference["folded"] == [2.0, 2.0, 2.0]
 
 
-def test_what_does_not_agree_is_not_timed(monkeypatch):
-    def wrong(network, norm, shape, classes, seed):
-        model = build(network, norm, shape, classes, seed)
-        if norm == "batchnorm":
+def test_training_that_does_not_agree_is_not_timed(monkeypatch):
+    def wrong(network, recipe, *others, **settings):
+        model = build(network, recipe, *others, **settings)
+        if recipe.norm == "batchnorm":
             model.append(nn.Hardtanh(-0.1, 0.1))
         return model
 
     monkeypatch.setattr(timing, "build", wrong)
     with pytest.raises(ArithmeticError, match=r"torch\.nn has the loss .* at step 1, batchnorm"):
         measure(TIMING, DATA)
+
+
+def test_predictions_that_do_not_agree_are_not_timed(monkeypatch):
+    monkeypatch.setattr(timing, "folded", lambda model: nn.Sequential(model, nn.Softmax(1)))
+    with pytest.raises(ArithmeticError, match="folding changes a prediction by"):
+        measure(TIMING, DATA)
+
+
+@pytest.mark.parametrize("network", ["sigmoid", "conv", "residual"])
+def test_a_folded_network_predicts_the_same_without_batch_norm(network):
+    model = build(NETWORKS[network], TORCH, (1, 8, 8), 10, seed=0)
+    x = torch.randn(30, 1, 8, 8)
+    model(5 * x + 1)
+    model.eval()
+    whole = folded(model)
+    assert not norms(whole)
+    assert norms(model)
+    torch.testing.assert_close(whole(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 def test_the_threads_are_as_they_were():

@@ -2,63 +2,158 @@
 
 from __future__ import annotations
 
-import shlex
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import isinf
 from pathlib import Path
+from typing import Any
 
+from joblib import cpu_count
 from rich.console import Console
 
 from batchnorm.environment import describe
-from batchnorm.study.claims import CLAIMS, judge
+from batchnorm.study import paper
+from batchnorm.study.budget import Chosen, Pace, choose, parts_of, seconds
+from batchnorm.study.claims import Claim, all_claims, judge
 from batchnorm.study.data import DataSet, load
 from batchnorm.study.engine import complete
+from batchnorm.study.extend import bring
 from batchnorm.study.plan import Plan, plan
 from batchnorm.study.report import write
 from batchnorm.study.store import Store
 from batchnorm.study.story import Story
 from batchnorm.study.table import terminal
+from batchnorm.study.tasks import StudyError, Task
+from batchnorm.study.training import Run
 
 
-def conduct(
-    spec: str, folder: Path, *, console: Console, quick: bool = False, jobs: int | None = None
-) -> None:
+@dataclass(frozen=True)
+class Wanted:
+    """What a study is asked for.
+
+    Attributes:
+        data: The data set, as `load` takes it.
+        claims: The numbers or names of claims, with commas; empty for all.
+        budget: The time that it may take, as `seconds` takes it.
+        paper: Whether the original experiment is repeated, in place of the claims.
+        extensions: What the user brings, as `bring` takes it.
+        jobs: How many runs are done at a time; by default one on each core.
+        engine: What does them: `joblib`, `dask` or `ray`.
+        address: Where Dask's scheduler or Ray's head is; by default one is started here.
+        tensorboard: Whether TensorBoard's event files are written.
+    """
+
+    data: str = "digits"
+    claims: str = ""
+    budget: str = "3m"
+    paper: bool = False
+    extensions: Sequence[str] = ()
+    jobs: int | None = None
+    engine: str = "joblib"
+    address: str | None = None
+    tensorboard: bool = False
+
+    def command(self) -> list[str]:
+        """Return the command that does the same study, but for the choice of claims and time."""
+        extensions = [word for place in self.extensions for word in ("--extend", place)]
+        return ["batchnorm", "study", "--data", self.data, *extensions, *["--paper"] * self.paper]
+
+
+def conduct(wanted: Wanted, folder: Path, *, console: Console) -> None:
     """Do what is missing, judge the claims, show the table and write the report.
 
     Args:
-        spec: The data set, as `load` takes it.
+        wanted: What is asked for.
         folder: Where the outcomes are kept and the report goes.
         console: Where progress and table are shown.
-        quick: Whether a first impression will do.
-        jobs: How many runs are done at a time; by default one on each core.
 
     Raises:
         DataError: Something is wrong with the data.
-        StudyError: The folder cannot be used, or a worker process was lost.
+        StudyError: Something else that was asked for cannot be, or the folder cannot be used.
     """
-    data_set = load(spec)
+    brought = bring(wanted.extensions)
+    claims = _claims(wanted, [*all_claims(), *brought.claims])
+    budget = seconds(wanted.budget)
+    data_set = load(wanted.data, brought.forms)
     made_on = describe()
-    outline = plan(data_set, quick=quick)
-    tasks = [task for claim in CLAIMS for task in claim.tasks(outline)]
+    outline = plan(data_set, brought.networks)
     with Store(folder, machine=made_on["cpu"]) as store:
-        complete(tasks, data_set, store, console=console, jobs=jobs)
+        paces = _Paces(outline, data_set, store, console)
+        if wanted.paper or isinf(budget):
+            chosen = [Chosen(claim, parts_of(claim, outline)) for claim in claims]
+        else:
+            chosen = choose(claims, outline, paces, budget, wanted.jobs or cpu_count())
+        tasks = list(dict.fromkeys(task for each in chosen for task in each.tasks(outline)))
+        complete(
+            [task for each in chosen for task in each.tasks(outline)],
+            data_set,
+            store,
+            console=console,
+            jobs=wanted.jobs,
+            engine=wanted.engine,
+            address=wanted.address,
+            events=folder / "tensorboard" if wanted.tensorboard else None,
+        )
         story = Story(
             data_set.name,
-            judge(outline, store),
-            lead=_lead(data_set, outline),
+            [judge(each.claim, each.parts, outline, store, each.left_out) for each in chosen],
+            lead=_lead(data_set, tasks),
             broken_off={str(task): store[task].reason for task in tasks if store[task].reason},
             made_on={**made_on, "cpu": ", ".join({store.machine(task): None for task in tasks})},
-            command=shlex.join(["batchnorm", "study", "--data", spec] + ["--quick"] * quick),
+            command=wanted.command(),
         )
-        report = write(folder, story)
+    report = write(folder, story)
     console.print(terminal(story))
     console.print(f"The whole story, with pictures: {report}", markup=False, soft_wrap=True)
 
 
-def _lead(data_set: DataSet, outline: Plan) -> str:
+class _Paces(Mapping[str, float]):
+    """The seconds of a step of each network, measured when they are first asked for, and kept."""
+
+    def __init__(self, outline: Plan, data_set: DataSet, store: Store, console: Console) -> None:
+        self._outline, self._data_set = outline, data_set
+        self._store, self._console = store, console
+
+    def __getitem__(self, network: str) -> float:
+        pace = Pace(self._outline.data, self._outline.networks[network])
+        complete([pace], self._data_set, self._store, console=self._console)
+        return self._store[pace].step
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._outline.networks)
+
+    def __len__(self) -> int:
+        return len(self._outline.networks)
+
+
+def _claims(wanted: Wanted, known: Sequence[Claim]) -> list[Claim]:
+    """Return the claims that were asked for, in the order of the report."""
+    if wanted.paper:
+        if wanted.claims:
+            raise StudyError("--paper repeats one experiment: leave --claims out")
+        return [paper.CLAIM]
+    keys = [key.strip() for key in wanted.claims.split(",") if key.strip()]
+    names = {name: claim for claim in known for name in (claim.key, claim.name)}
+    for key in keys:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=1)
+            way_out = f"did you mean {near[0]}?" if near else "name some of these"
+            raise StudyError(
+                f"--claims {key}: no such claim, expected numbers or names of "
+                f"{', '.join(claim.key for claim in known)}; {way_out}"
+            )
+    asked = {names[key].name for key in keys}
+    return [claim for claim in known if not asked or claim.name in asked]
+
+
+def _lead(data_set: DataSet, tasks: Sequence[Task[Any]]) -> str:
+    runs = [task for task in tasks if isinstance(task, Run)]
+    networks = dict.fromkeys(run.network.name for run in runs)
     channels, height, width = data_set.shape
     return (
-        f"{len(outline.grid())} networks were trained on {len(data_set.train_labels)} examples of "
-        f"{channels}×{height}×{width} values in {data_set.classes} classes, and tried on "
-        f"{len(data_set.test_labels)} that they had never seen: a dense one with sigmoids and a "
-        "convolutional one with ReLU, each without batch normalization, with torch.nn’s, and with "
-        f"batchnorm’s, from {len(outline.seeds)} seeds, at several learning rates."
+        f"{len(runs)} networks ({', '.join(networks) or 'none'}) were trained on up to "
+        f"{len(data_set.train_labels)} examples of {channels}×{height}×{width} values in "
+        f"{data_set.classes} classes, and tried on {len(data_set.test_labels)} that they had never "
+        "seen, each from five seeds, with and without batch normalization."
     )

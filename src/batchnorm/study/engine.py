@@ -2,41 +2,49 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import time
 import warnings
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
-from functools import cache
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
-from joblib import Parallel, cpu_count, delayed
-from joblib.externals.loky import BrokenProcessPool, get_reusable_executor
+import cloudpickle
+from joblib import delayed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from batchnorm.study import clusters
+from batchnorm.study import events as event_files
 from batchnorm.study.data import DataSet
+from batchnorm.study.processes import KEPT, Call, Together, local
 from batchnorm.study.store import Store
 from batchnorm.study.tasks import Outcome, StudyError, Task
+from batchnorm.study.workers import attempt, nothing, ordered, work
 
-_Done = tuple[Task[Any], Outcome]
+ENGINES = {"joblib": local, "dask": clusters.dask, "ray": clusters.ray}
+
+_LOST = "the process that ran it was lost, perhaps for want of memory"
+
+_Done = tuple[Task[Any], Outcome, str]
 
 
 def complete(
-    tasks: Sequence[Task[Any]],
+    tasks: Iterable[Task[Any]],
     data_set: DataSet,
     store: Store,
     *,
     console: Console,
     jobs: int | None = None,
+    engine: str = "joblib",
+    address: str | None = None,
+    events: Path | None = None,
 ) -> None:
     """Do the tasks that the store does not have.
 
-    A task that fails is an outcome with its reason, and stops no other. What is done is kept,
-    whatever ends this call, and no process of it stays behind.
+    A task that fails is an outcome with its reason, and stops no other; so is one whose process
+    is lost whenever it runs, while the others of a lost process are done again. What is done is
+    kept, whatever ends this call, and no process of it stays behind.
 
     Args:
         tasks: What is to be done, in about this order.
@@ -44,84 +52,93 @@ def complete(
         store: What is done already, and where outcomes go.
         console: Where progress is shown, if it is a terminal.
         jobs: How many tasks are done at a time; by default one on each core.
+        engine: One of `ENGINES`: `joblib` for processes of this machine, `dask` or `ray`. What
+            must be alone is done in this process all the same.
+        address: Where Dask's scheduler or Ray's head is; by default one is started here.
+        events: The folder of TensorBoard's event files, if they are wanted.
 
     Raises:
-        StudyError: A worker process was lost.
+        StudyError: The engine, its address or the folder cannot be used.
+        ModuleNotFoundError: What the engine or the event files need is not installed.
     """
-    jobs = jobs or cpu_count()
-    missing = [task for task in dict.fromkeys(tasks) if task not in store]
-    shared = [task for task in missing if not task.alone]
+    if engine not in ENGINES:
+        raise StudyError(f"{engine}: no such engine; name one of {', '.join(ENGINES)}")
+    missing = [task for task in _united(tasks) if task not in store]
     alone = [task for task in missing if task.alone]
+    shared = [task for task in missing if not task.alone]
     waiting = dict.fromkeys([*shared, *alone])
+    if events:
+        events = events.absolute()  # workers may be in another folder
+        event_files.check(events)
     with _progress(console) as progress, warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\d+ tasks (which|have)")  # joblib's, on Ctrl-C
         bar = progress.add_task(str(next(iter(waiting), "")), total=len(waiting))
-        with closing(_side_by_side(shared, data_set, jobs)) as first:
-            for task, outcome in chain(first, (_attempt(task, data_set) for task in alone)):
-                store.add(task, outcome)
+        here = ((task, attempt(task, data_set, events), "") for task in alone)
+        with closing(_side_by_side(shared, data_set, events, engine, jobs, address)) as first:
+            for task, outcome, machine in chain(first, here):
+                store.add(task, outcome, machine)
                 del waiting[task]
                 progress.update(bar, advance=1, description=str(next(iter(waiting), "")))
                 progress.refresh()
 
 
-def _attempt(task: Task[Any], data_set: DataSet) -> _Done:
-    """Do one task, and make what goes wrong its outcome."""
-    try:
-        return task, task.perform(data_set)
-    except Exception as error:
-        return task, task.outcome(reason=f"{type(error).__name__}: {error}")
+def _united(tasks: Iterable[Task[Any]]) -> list[Task[Any]]:
+    """Join equal tasks to one that asks for what each of them asks for."""
+    united: dict[Task[Any], Task[Any]] = {}
+    for task in tasks:
+        united[task] = united[task].united(task) if task in united else task
+    return list(united.values())
 
 
-def _side_by_side(tasks: Sequence[Task[Any]], data_set: DataSet, jobs: int) -> Generator[_Done]:
-    """Do tasks in worker processes: the one place that knows of them."""
+def _side_by_side(
+    tasks: Sequence[Task[Any]],
+    data_set: DataSet,
+    events: Path | None,
+    engine: str,
+    jobs: int | None,
+    address: str | None,
+) -> Generator[_Done]:
+    """Do tasks in the processes of an engine.
+
+    Those under way when a process was lost are done again in two halves, and so on, until a task
+    that loses its process is by itself. This ends soon, and leaves no innocent one out.
+    """
     if not tasks:
         return
-    try:
-        with _interrupts_held():
-            done = Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")(
-                delayed(_work)(task, data_set, os.getpid()) for task in tasks
-            )
-        yield from done
-    except BrokenProcessPool as error:
-        raise StudyError(
-            "a worker process was lost, perhaps for want of memory; what is finished is kept: "
-            "start again to go on, with fewer jobs"
-        ) from error
-    finally:
-        if jobs > 1:
-            get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
+    order, arrays = ordered(data_set, events)
+    # Bytes, as only cloudpickle takes along the modules that are registered with it.
+    calls = [
+        delayed(work)(number, cloudpickle.dumps(task), order, **arrays)
+        for number, task in enumerate(tasks)
+    ]
+    with ENGINES[engine](jobs, address, list(arrays.values())) as together:
+        groups = [list(range(len(tasks)))]
+        while groups:
+            group = groups.pop()
+            left = dict.fromkeys(group)
+            lost = []
+            for number, result in together([calls[each] for each in group]):
+                if result is None:
+                    lost.append(number)
+                else:
+                    del left[number]
+                    yield tasks[number], *cloudpickle.loads(result)
+            suspects = lost or list(left)
+            if suspects == group and len(group) == 1:
+                _check(together)
+                task = tasks[group[0]]
+                yield task, task.broken(_LOST), ""
+                continue
+            half = len(suspects) // 2
+            others = left.keys() - suspects
+            groups += filter(None, (sorted(others), suspects[half:], suspects[:half]))
 
 
-def _work(task: Task[Any], data_set: DataSet, study: int) -> _Done:
-    """Do one task in a worker process, which ends when the process of the study has ended."""
-    if os.getppid() == study:
-        _leave_after(study)
-    return _attempt(task, data_set)
-
-
-@cache
-def _leave_after(parent: int) -> None:
-    """Watch, from now on, for the end of the parent: a kill gives it no time to end its workers."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Let Ctrl-C wait while workers start: they inherit that, and leave it to this process."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _check(together: Together) -> None:
+    """Raise an error if the processes of an engine are lost even when they do nothing."""
+    call: Call = delayed(nothing)(0)
+    if [result for _, result in together([call])] != [b""]:
+        raise StudyError(f"every worker is lost, whatever it does; {KEPT}, with fewer jobs")
 
 
 def _progress(console: Console) -> Progress:

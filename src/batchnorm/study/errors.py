@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 
 class DataError(ValueError):
@@ -28,12 +27,22 @@ def wrong(
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong inside into a `DataError` that names the file."""
+def reading(where: object) -> Iterator[None]:
+    """Turn whatever goes wrong inside into a `DataError` that names the place."""
     try:
         yield
     except DataError:
         raise
     except Exception as error:  # a parser that is fed damaged bytes may raise anything
         reason = str(error) or type(error).__name__
-        raise wrong(path, f"the error '{reason}'", "a whole, readable file") from error
+        raise wrong(where, f"the error '{reason}'", "a whole, readable file") from error
+
+
+@contextlib.contextmanager
+def needing(where: object, package: str) -> Iterator[None]:
+    """Say how to install a package of the study's if an import inside fails."""
+    try:
+        yield
+    except ImportError as error:
+        way_out = 'pip install "batchnorm[study]", or name other data'
+        raise wrong(where, str(error), package, way_out) from error

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 _RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A factor, and between which two it lies with a confidence of 95%."""
+    """An effect, and between which two values it lies with a confidence of 95%.
+
+    Attributes:
+        value: The effect.
+        low: Where the interval begins.
+        high: Where it ends.
+        unit: What is counted; `×` says that it is a factor.
+    """
 
     value: float
     low: float
     high: float
+    unit: str = "×"
 
     def __str__(self) -> str:
-        return f"{_short(self.value)}× ({_short(self.low)}–{_short(self.high)})"
+        if self.unit == "×":
+            return f"{short(self.value)}× ({short(self.low)}–{short(self.high)})"
+        ends = f"{_signed(self.low)} to {_signed(self.high)}"
+        return f"{_signed(self.value)}{self.unit} ({ends})"
 
 
 def ratio(
@@ -44,12 +57,46 @@ def ratio(
         12.6× (10–20)
     """
     logarithms = np.log(np.asarray(numerators, float) / np.asarray(denominators, float))
-    draws = np.random.default_rng(0).integers(0, len(logarithms), (_RESAMPLES, len(logarithms)))
+    value, low, high = map(math.exp, _ends(logarithms, robust))
+    return Interval(value, low, high)
+
+
+def difference(minuends: Sequence[float], subtrahends: Sequence[float], unit: str = "") -> Interval:
+    """Return the mean of paired differences, with its bootstrap interval, as `ratio` does.
+
+    Args:
+        minuends: Numbers, one of each pair.
+        subtrahends: The others, or a single one for all.
+        unit: What they count.
+
+    Returns:
+        The mean and the interval.
+
+    Example:
+        >>> print(difference([3, 4, 6], [1, 1, 1], " points"))
+        +3.33 points (+2 to +5)
+    """
+    differences = np.asarray(minuends, float) - np.asarray(subtrahends, float)
+    return Interval(*_ends(differences, robust=False), unit)
+
+
+def short(value: float) -> str:
+    """Write a number with three significant digits, or all before the point.
+
+    Example:
+        >>> short(0.00123456), short(1234.5), short(5e-13)
+        ('0.00123', '1234', '5e-13')
+    """
+    return f"{value:.3g}" if abs(value) < 1000 or abs(value) >= 1e6 else f"{value:.0f}"
+
+
+def _ends(values: NDArray[np.float64], robust: bool) -> tuple[float, float, float]:
+    """The centre of values, and the ends of its interval."""
+    draws = np.random.default_rng(0).integers(0, len(values), (_RESAMPLES, len(values)))
     centre = np.median if robust else np.mean
-    low, high = np.exp(np.percentile(centre(logarithms[draws], axis=1), [2.5, 97.5]))
-    return Interval(float(np.exp(centre(logarithms))), float(low), float(high))
+    low, high = np.percentile(centre(values[draws], axis=1), [2.5, 97.5])
+    return float(centre(values)), float(low), float(high)
 
 
-def _short(value: float) -> str:
-    """Write a number with three significant digits at the most."""
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+def _signed(value: float) -> str:
+    return f"{'+' if value > 0 else ''}{short(value)}"

@@ -1,90 +1,156 @@
-"""The networks of the study, each without normalization, with `torch.nn`'s, and with ours.
-
-Normalization stands before the activation, and the bias that it would cancel is left out.
-"""
+"""The networks of the study, each a function that leaves open what follows its linear maps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-import batchnorm as bn
+from batchnorm.study.recipes import ACTIVATIONS, After, Recipe, norm_layer
 
-NORMS = ("plain", "torch", "batchnorm")
+Shape: TypeAlias = tuple[int, int, int]
 
-Shape = tuple[int, int, int]
-
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid}
+Layers: TypeAlias = Callable[[Shape, int, After], nn.Module]
 
 
-def sigmoid(shape: Shape, classes: int, norm: str) -> nn.Sequential:
-    """Three dense sigmoid layers of 100 units and a linear output.
+@dataclass(frozen=True)
+class Network:
+    """A network, with the training that suits it.
 
-    The network of the first experiment of Ioffe & Szegedy (2015), section 4.1.
+    Attributes:
+        name: What the command line and the report call it.
+        layers: Makes it: from the shape (C, H, W) of an example, the number of classes, and an
+            `After` that makes what follows each linear map. The result takes (N, C, H, W).
+        activation: One of `ACTIVATIONS`.
+        initialization: One of `INITIALIZATIONS`.
+        steps: How many steps a run has.
+        rates: The learning rates, from too low to too high.
+        usual_rate: One of them, with which it trains with and without normalization.
+    """
 
-    Args:
-        shape: The shape (C, H, W) of one example.
-        classes: The number of outputs.
-        norm: One of `NORMS`.
+    name: str
+    layers: Layers
+    activation: str = "relu"
+    initialization: str = "he"
+    steps: int = 400
+    rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    usual_rate: float = 0.3
 
-    Returns:
-        A network from (N, C, H, W) to (N, classes).
+
+def dense(shape: Shape, classes: int, after: After, depth: int = 3, width: int = 100) -> nn.Module:
+    """Dense layers and a linear output.
+
+    With sigmoids, the network of the first experiment of Ioffe & Szegedy (2015), section 4.1.
     """
     layers: list[nn.Module] = [nn.Flatten()]
     features = math.prod(shape)
-    for _ in range(3):
-        layers += [nn.Linear(features, 100, bias=norm == "plain")]
-        layers += _normalized(norm, "1d", 100, "sigmoid")
-        features = 100
+    for _ in range(depth):
+        layers += [nn.Linear(features, width, bias=after.bias), *after(width)]
+        features = width
     return nn.Sequential(*layers, nn.Linear(features, classes))
 
 
-def conv(shape: Shape, classes: int, norm: str) -> nn.Sequential:
-    """Three convolutions with ReLU, the mean over all positions, and a linear output.
+def deep(shape: Shape, classes: int, after: After) -> nn.Module:
+    """Ten narrow dense layers and a linear output."""
+    return dense(shape, classes, after, depth=10, width=50)
 
-    Args:
-        shape: The shape (C, H, W) of one example; 8x8 to 32x32 fit best.
-        classes: The number of outputs.
-        norm: One of `NORMS`.
 
-    Returns:
-        A network from (N, C, H, W) to (N, classes).
-    """
+def conv(shape: Shape, classes: int, after: After) -> nn.Module:
+    """Three convolutions, the mean over all positions, and a linear output."""
     layers: list[nn.Module] = []
     channels = shape[0]
     for width, stride in ((8, 1), (16, 2), (32, 2)):
-        layers += [nn.Conv2d(channels, width, 3, stride, padding=1, bias=norm == "plain")]
-        layers += _normalized(norm, "2d", width, "relu")
+        layers += [nn.Conv2d(channels, width, 3, stride, padding=1, bias=after.bias)]
+        layers += after(width, 2)
         channels = width
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*layers, nn.Linear(channels, classes))
+    return nn.Sequential(*layers, *_head(channels, classes))
 
 
-class Network(NamedTuple):
-    """How a network is made, and how its weights start."""
+def residual(shape: Shape, classes: int, after: After) -> nn.Module:
+    """A convolution, three residual blocks, the mean over all positions, and a linear output."""
+    stem = [nn.Conv2d(shape[0], 8, 3, padding=1, bias=after.bias), *after(8, 2)]
+    blocks = [Block(8, 8, 1, after), Block(8, 16, 2, after), Block(16, 32, 2, after)]
+    return nn.Sequential(*stem, *blocks, *_head(32, classes))
 
-    layers: Callable[[Shape, int, str], nn.Sequential]
-    initialize: Callable[[Tensor], Tensor]
+
+class Block(nn.Module):
+    """Two convolutions, to whose result the input is added: He et al. (2015, arXiv:1512.03385).
+
+    Args:
+        inputs: The number of channels that come in.
+        outputs: The number that go out.
+        stride: Of the first convolution.
+        after: Makes what follows each convolution.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, after: After) -> None:
+        super().__init__()
+        self.straight = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=after.bias),
+            *after(outputs, 2),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=after.bias),
+            *after(outputs, 2, activate=False),
+        )
+        self.shortcut = (
+            nn.Identity()
+            if (inputs, stride) == (outputs, 1)
+            else nn.Conv2d(inputs, outputs, 1, stride, bias=True)
+        )
+        self.activation = ACTIVATIONS[after.activation]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the activation of the sum."""
+        activated: Tensor = self.activation(self.straight(x) + self.shortcut(x))
+        return activated
+
+
+def _head(channels: int, classes: int) -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
 
 
 # Each starts as the textbooks advise for its activation: the plain network is no easy opponent.
-NETWORKS = {
-    "sigmoid": Network(sigmoid, nn.init.xavier_normal_),
-    "conv": Network(conv, partial(nn.init.kaiming_normal_, nonlinearity="relu")),
+_DENSE = Network(
+    "sigmoid", dense, "sigmoid", "xavier", 900, (0.3, 1.0, 3.0, 10.0, 30.0, 100.0), 1.0
+)
+_RELU = Network("relu", dense, "relu", "he", 400, (0.03, 0.1, 0.3, 1.0, 3.0, 10.0), 0.1)
+
+NETWORKS: Mapping[str, Network] = {
+    network.name: network
+    for network in (
+        _DENSE,
+        replace(_RELU, name="tanh", activation="tanh", initialization="xavier"),
+        _RELU,
+        replace(_RELU, name="elu", activation="elu"),
+        Network("conv", conv, steps=200),
+        Network("residual", residual, steps=200),
+        *(
+            replace(_RELU, name=f"deep {name}", layers=deep, activation=name, steps=60)
+            for name in ACTIVATIONS
+        ),
+    )
+}
+
+INITIALIZATIONS: Mapping[str, Callable[[Tensor], object]] = {
+    "xavier": nn.init.xavier_normal_,
+    "he": partial(nn.init.kaiming_normal_, nonlinearity="relu"),
+    "small": partial(nn.init.normal_, std=0.01),
+    "gaussian": partial(nn.init.normal_, std=0.1),
+    "large": partial(nn.init.xavier_normal_, gain=3.0),
 }
 
 
-def build(network: str, norm: str, shape: Shape, classes: int, seed: int) -> nn.Sequential:
-    """Make a network with the initial weights of a seed: the same ones for every norm.
+def build(network: Network, recipe: Recipe, shape: Shape, classes: int, seed: int) -> nn.Sequential:
+    """Make a network with the initial weights of a seed: the same ones for every recipe.
 
     Args:
-        network: One of `NETWORKS`.
-        norm: One of `NORMS`.
+        network: Which.
+        recipe: How.
         shape: The shape (C, H, W) of one example.
         classes: The number of outputs.
         seed: What the weights are drawn by; biases start at 0.
@@ -93,26 +159,34 @@ def build(network: str, norm: str, shape: Shape, classes: int, seed: int) -> nn.
         The network, in float32. PyTorch's own random numbers go on as if nothing had been drawn.
 
     Example:
-        >>> plain, normalized = (build("conv", norm, (1, 8, 8), 10, 0) for norm in NORMS[:2])
-        >>> torch.equal(plain[0].weight, normalized[0].weight)
+        >>> conv = NETWORKS["conv"]
+        >>> plain, ours = (build(conv, r, (1, 8, 8), 10, 0) for r in (PLAIN, NORMALIZED))
+        >>> torch.equal(maps(plain)[0].weight, maps(ours)[0].weight)
         True
     """
-    layers, initialize = NETWORKS[network]
+    initialize = INITIALIZATIONS[recipe.initialization or network.initialization]
     with torch.random.fork_rng(devices=[]):
-        model = layers(shape, classes, norm)
+        body = network.layers(shape, classes, After(recipe, network.activation))
         torch.manual_seed(seed)  # only now: a layer with a bias has drawn more than one without
-        for layer in model:
-            if isinstance(layer, nn.Linear | nn.Conv2d):
-                initialize(layer.weight)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
-    return model
+        for layer in maps(body):
+            initialize(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    first = [norm_layer(recipe, shape[0], 2)] if recipe.first else []
+    return nn.Sequential(*first, body)
 
 
-def _normalized(norm: str, rank: str, features: int, activation: str) -> list[nn.Module]:
-    """The layers from a linear map's output to the activation's."""
-    if norm == "batchnorm":
-        ours = {"1d": bn.BatchNorm1d, "2d": bn.BatchNorm2d}[rank]
-        return [ours(features, activation=activation)]
-    theirs = {"1d": nn.BatchNorm1d, "2d": nn.BatchNorm2d}[rank]
-    return [*([theirs(features)] if norm == "torch" else []), _ACTIVATIONS[activation]()]
+def maps(model: nn.Module) -> list[nn.Linear | nn.Conv2d]:
+    """Return the linear maps of a network, from the inputs on."""
+    return [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+
+
+def norms(model: nn.Module) -> list[_BatchNorm]:
+    """Return the normalizations of a network, from the inputs on."""
+    return [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
+
+
+def activations(model: nn.Module) -> list[nn.Module]:
+    """Return the activations of a network, from the inputs on."""
+    kinds = tuple(ACTIVATIONS.values())
+    return [layer for layer in model.modules() if isinstance(layer, kinds)]

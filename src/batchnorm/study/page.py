@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
+from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from batchnorm.study.charts import STYLES, Chart, Panel
-from batchnorm.study.claims import Judgement
+from batchnorm.study.charts import Chart, Panel
+from batchnorm.study.claims import Finding, Judgement
 from batchnorm.study.interactive import figure
-from batchnorm.study.networks import NORMS
-from batchnorm.study.story import LEGEND, Story
+from batchnorm.study.markup import Html, badge, checks, document, file, table
+from batchnorm.study.story import (
+    COLUMNS,
+    LEGEND,
+    Story,
+    each,
+    heading,
+    left_out,
+    lines,
+    median,
+)
 
-_HERE = Path(__file__).parent
+_MANY = 2  # panels of a picture on the screen at first; of more, those of one part
+_ESCAPED_LESS = "\\u003c"  # so that no text in JSON can end the script that it stands in
 
 
 def page(story: Story) -> str:
@@ -27,136 +38,150 @@ def page(story: Story) -> str:
     Returns:
         A whole HTML document.
     """
-    panels = [panel for j in story.judgements for chart in j.charts for panel in chart.panels]
-    figures = json.dumps([figure(panel) for panel in panels], separators=(",", ":"))
-    title = escape(story.question)
-    # The policy says to the browser, too, that nothing is to be loaded.
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{title}</title>
-<style>{_file("report.css")}</style>
-</head>
-<body>
-<header>
-<h1>{title}</h1>
+    figures: list[dict[str, Any]] = []
+    sections = "".join(_section(judgement, story, figures) for judgement in story.judgements)
+    body = f"""<header>
+<h1>{escape(story.question)}</h1>
 <p class="lead">{escape(story.lead)}</p>
-{_verdicts(story.judgements)}
+{_verdicts(story)}
 </header>
 <main>
-{"".join(_section(judgement, panels, story.command) for judgement in story.judgements)}
+{sections}
 </main>
 <footer>
-{_broken_off(story.broken_off)}
+{_broken_off(story)}
 <section>
 <h2>What this was made on</h2>
 <dl>{"".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in story.made_on.items())}</dl>
+<p>Beside this page, the folder “figures” has each picture as PNG and SVG, “results.csv” every value
+and “effects.csv” every interval. Do all of it again:</p>
+<pre><code>{escape(story.repeating())}</code></pre>
 </section>
 </footer>
 <noscript>The pictures need JavaScript. The folder “figures” has them as files.</noscript>
-<script type="application/json" id="figures">{figures.replace("<", _ESCAPED_LESS)}</script>
-<script>{get_plotlyjs()}</script>
-<script>{_file("report.js")}</script>
-</body>
-</html>
 """
+    data = json.dumps(figures, separators=(",", ":"), allow_nan=False).replace("<", _ESCAPED_LESS)
+    body += f'<script type="application/json" id="figures">{data}</script>'
+    return document(story.question, body, get_plotlyjs(), file("report.js"))
 
 
-_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-)
-_ESCAPED_LESS = "\\u003c"  # so that no text in JSON can end the script that it stands in
-
-
-def _verdicts(judgements: Sequence[Judgement]) -> str:
+def _verdicts(story: Story) -> str:
     """The table of verdicts, with a link to the section of each claim."""
-    norms = "".join(f'<th class="number {norm}">{STYLES[norm].name}</th>' for norm in NORMS)
     bodies = []
-    for judgement in judgements:
-        claim, findings = judgement.claim, judgement.findings
+    for judgement in story.judgements:
+        claim, told = judgement.claim, lines(judgement.findings)
         head = (
-            f'<td rowspan="{len(findings)}"><a href="#{claim.name}">{escape(claim.title)}</a>'
-            f"<small>{escape(claim.unit)}</small></td>"
-            f'<td rowspan="{len(findings)}">{_badge(judgement)}</td>'
+            f'<td rowspan="{len(told)}"><a href="#{escape(claim.name)}">'
+            f"{escape(heading(claim.number, claim.title))}</a><small>{escape(claim.unit)}</small>"
+            f'</td><td rowspan="{len(told)}">{badge(judgement.answer)}</td>'
         )
         rows = []
-        for finding in findings:
-            cells = "".join(
-                f'<td class="number" data-name="{STYLES[norm].name}">'
-                f"{escape(finding.cells.get(norm, ''))}</td>"
-                for norm in NORMS
+        for part, without, with_, effect in told:
+            rows.append(
+                f'<tr>{head}<td class="part">{escape(part)}</td>'
+                f'<td class="number" data-name="without">{escape(without)}</td>'
+                f'<td class="number" data-name="with">{escape(with_)}</td>'
+                f"<td>{escape(effect)}</td></tr>"
             )
-            network = f'<td class="network">{finding.network}</td>'
-            rows.append(f"<tr>{head}{network}{cells}<td>{escape(finding.effect)}</td></tr>")
             head = ""
         bodies.append(f"<tbody>{''.join(rows)}</tbody>")
+    headings = "".join(
+        f'<th class="{"number" * (name in COLUMNS[:2])}">{name}</th>'
+        for name in ("claim", "verdict", "part", *COLUMNS)
+    )
     return (
-        '<div class="scroll"><table class="verdicts"><thead><tr><th>claim</th><th>verdict</th>'
-        f"<th>network</th>{norms}<th>effect</th></tr></thead>{''.join(bodies)}</table></div>"
-        f'<p class="soft">{escape(LEGEND)}</p>'
+        f'<div class="scroll" id="verdicts"><table class="verdicts"><thead><tr>{headings}</tr>'
+        f'</thead>{"".join(bodies)}</table></div><p class="soft">'
+        f"{escape(LEGEND)} {escape(story.left_out)}</p>"
     )
 
 
-def _badge(judgement: Judgement) -> str:
-    return f'<span class="verdict {judgement.answer.split()[0]}">{judgement.answer}</span>'
-
-
-def _section(judgement: Judgement, panels: Sequence[Panel], command: str) -> str:
+def _section(judgement: Judgement, story: Story, figures: list[dict[str, Any]]) -> str:
     claim, findings = judgement.claim, judgement.findings
-    found = " ".join(finding.sentence for finding in findings)
-    rows = [row for finding in findings for row in finding.details]
-    return f"""<section id="{claim.name}">
-<h2>{escape(claim.title)} {_badge(judgement)}</h2>
-<p>{escape(found)}</p>
+    parts = [finding.part for finding in findings]
+    found = "".join(f"<p>{escape(finding.sentence)}</p>" for finding in findings)
+    missing = left_out(judgement)
+    return f"""<section id="{escape(claim.name)}">
+<h2>{escape(heading(claim.number, claim.title))} {badge(judgement.answer)}</h2>
+{found}
 <blockquote>{escape(claim.says)}<cite>{escape(claim.source)}</cite></blockquote>
-{"".join(_figure(chart, panels) for chart in judgement.charts)}
-<h3>The numbers</h3>
-{_table(claim.headings, rows)}
+{"".join(_figure(chart, parts, figures) for chart in judgement.charts)}
+{checks(findings)}
+{_numbers(judgement)}
 <h3>How it was measured</h3>
 <p>{escape(claim.measured)}</p>
 <p>{escape(claim.rule)}</p>
-<p class="soft">Do it again: <code>{escape(command)}</code></p>
+{f"<p>{escape(missing)}</p>" if missing else ""}
+<p class="soft">Do it again:</p>
+<pre><code>{escape(story.repeating(claim))}</code></pre>
+<p class="back"><a href="#verdicts">Back to the table</a></p>
 </section>
 """
 
 
-def _figure(chart: Chart, panels: Sequence[Panel]) -> str:
-    choices = dict.fromkeys(panel.choice for panel in chart.panels)
-    options = "".join(
-        f"<option{' selected' * (choice == chart.chosen)}>{escape(choice)}</option>"
-        for choice in choices
-    )
-    select = f"<label>{escape(chart.choice)} <select>{options}</select></label>"
-    return (
-        f'<figure id="{chart.name}">{select if len(choices) > 1 else ""}<div class="panels">'
-        + "".join(
-            f'<div class="panel" data-choice="{escape(panel.choice)}"'
-            f"{' hidden' * (panel not in chart.shown())}><h4>{escape(panel.title)}</h4>"
-            f'<div class="plot" data-figure="{panels.index(panel)}"></div></div>'
-            for panel in chart.panels
+def _figure(chart: Chart, parts: Sequence[str], figures: list[dict[str, Any]]) -> str:
+    of = [_part(panel, parts) for panel in chart.panels]
+    apart = dict.fromkeys(filter(None, of)) if len(chart.shown()) > _MANY else {}
+    part = next(iter(apart)) if len(apart) > 1 else ""
+    panels = []
+    for panel, own in zip(chart.panels, of, strict=True):
+        other = " other" * bool(part and own and own != part)
+        hidden = " hidden" * (panel.choice not in ("", chart.first))
+        panels.append(
+            f'<div class="panel{other}" data-choice="{escape(panel.choice)}"'
+            f' data-part="{escape(own)}"{hidden}><h4>{escape(panel.title)}</h4>'
+            f'<div class="plot" data-figure="{len(figures)}"></div></div>'
         )
-        + f"</div><figcaption>{escape(chart.caption)}</figcaption></figure>"
+        figures.append(figure(panel))
+    selects = ""
+    if part:
+        selects += _select("part", "Part", {**{name: name for name in apart}, "": "all"}, part)
+    if len(chart.choices) > 1:
+        choices = {choice: choice for choice in chart.choices}
+        selects += _select("choice", chart.choice, choices, chart.first)
+    return (
+        f'<figure id="figure-{chart.file}">{selects}<div class="panels">{"".join(panels)}</div>'
+        '<p class="soft" hidden>This was not tried.</p>'
+        f"<figcaption>{escape(chart.caption)}</figcaption></figure>"
     )
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
+def _part(panel: Panel, parts: Sequence[str]) -> str:
+    """The part that a panel is of, which its title begins with; empty if with none."""
+    of = [part for part in parts if re.match(rf"{re.escape(part)}(?![\w-])", panel.title)]
+    return max(of, key=len, default="")
+
+
+def _select(name: str, label: str, options: Mapping[str, str], chosen: str) -> str:
+    told = "".join(
+        f'<option value="{escape(value)}"{" selected" * (value == chosen)}>{escape(text)}</option>'
+        for value, text in options.items()
     )
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="scroll">{table}</div>'
+    return f'<label>{escape(label)} <select data-name="{name}">{told}</select></label>'
 
 
-def _broken_off(runs: Mapping[str, str]) -> str:
-    if not runs:
+def _numbers(judgement: Judgement) -> str:
+    """The numbers of each part; at first those of the first part are open."""
+    tables: list[str] = []
+    for finding in judgement.findings:
+        if finding.rows:
+            opened = "" if tables else " open"
+            summary = f"<summary>{escape(finding.part)}</summary>"
+            tables.append(f"<details{opened}>{summary}{_rows(finding)}</details>")
+    return f'<h3>The numbers</h3><div class="numbers">{"".join(tables)}</div>' if tables else ""
+
+
+def _rows(finding: Finding) -> Html:
+    rows = []
+    for row in finding.rows:
+        values = f"<details><summary>{len(row.values)}</summary>{each(row.values)}</details>"
+        numbers = median(row.values), str(row.effect or ""), Html(values)
+        rows.append((row.condition, row.measure, *numbers))
+    return table(("condition", "measure", "median", "effect", "values"), rows)
+
+
+def _broken_off(story: Story) -> str:
+    if not story.broken_off:
         return ""
-    rows = _table(("run", "why"), list(runs.items()))
+    rows = table(("run", "why"), story.broken_off.items())
     return f"<section><h2>Runs that broke off</h2>{rows}</section>"
-
-
-def _file(name: str) -> str:
-    return (_HERE / name).read_text(encoding="utf-8")

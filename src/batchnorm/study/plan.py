@@ -1,30 +1,18 @@
-"""How large a study is: what all claims ask their runs from, so that they share them."""
+"""What all claims ask their runs from, so that they share them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from batchnorm.study.data import DataSet
-from batchnorm.study.networks import NORMS
+from batchnorm.study.networks import NETWORKS, Network
+from batchnorm.study.recipes import Recipe
 from batchnorm.study.tasks import fingerprint
 from batchnorm.study.training import Run
-
-
-@dataclass(frozen=True)
-class Size:
-    """What a network gets of a study.
-
-    Attributes:
-        steps: How many steps a run has.
-        rates: The learning rates, from too low to too high.
-        usual_rate: One of them, with which every norm trains.
-    """
-
-    steps: int
-    rates: tuple[float, ...]
-    usual_rate: float
 
 
 @dataclass(frozen=True)
@@ -34,52 +22,67 @@ class Plan:
     Attributes:
         data: The data set's fingerprint.
         chance: The accuracy of always naming the most frequent class.
-        sizes: What each network gets.
-        seeds: The seeds of each run.
+        shape: The shape (C, H, W) of one example.
+        networks: What can be trained, by name.
+        brought: The names of those that a user brings.
+        seeds: The seeds of each run; a verdict needs five.
         repeats: How often the time of an epoch is taken.
     """
 
     data: str
     chance: float
-    sizes: dict[str, Size]
-    seeds: tuple[int, ...]
-    repeats: int
+    shape: tuple[int, int, int]
+    networks: Mapping[str, Network] = field(default_factory=lambda: NETWORKS)
+    brought: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    repeats: int = 15
 
-    def run(self, network: str, norm: str, rate: float, seed: int) -> Run:
-        """Return one run of the grid."""
-        return Run(self.data, network, norm, rate, seed, self.sizes[network].steps)
+    def run(
+        self,
+        network: str,
+        recipe: Recipe,
+        rate: float | None = None,
+        seed: int = 0,
+        *,
+        steps: int | None = None,
+        **settings: Any,
+    ) -> Run:
+        """Return one run.
 
-    def runs(self, network: str, norm: str, rate: float) -> list[Run]:
-        """Return the runs of the grid that differ by the seed alone."""
-        return [self.run(network, norm, rate, seed) for seed in self.seeds]
+        Args:
+            network: The name of a network.
+            recipe: How it is made.
+            rate: The learning rate; by default the network's usual one.
+            seed: The seed.
+            steps: By default the network's.
+            settings: Of `Run`.
+        """
+        of = self.networks[network]
+        rate = float(of.usual_rate if rate is None else rate)  # 1 and 1.0 have different hashes
+        return Run(self.data, of, recipe, rate, seed, steps or of.steps, **settings)
 
-    def grid(self) -> list[Run]:
-        """Return all runs of the grid, the first seed's before the others'."""
+    def runs(
+        self, network: str, recipe: Recipe, rate: float | None = None, **settings: Any
+    ) -> list[Run]:
+        """Return the runs that differ by the seed alone; the arguments are those of `run`."""
+        return [self.run(network, recipe, rate, seed, **settings) for seed in self.seeds]
+
+    def grid(self, network: str, recipes: Sequence[Recipe]) -> list[Run]:
+        """Return the runs of each recipe with each learning rate of the network."""
         return [
-            self.run(network, norm, rate, seed)
-            for seed in self.seeds
-            for network, size in self.sizes.items()
-            for rate in size.rates
-            for norm in NORMS
+            run
+            for recipe in recipes
+            for rate in self.networks[network].rates
+            for run in self.runs(network, recipe, rate)
         ]
 
 
-_FULL = {
-    "sigmoid": Size(900, (0.3, 1.0, 3.0, 10.0, 30.0, 100.0), usual_rate=1.0),
-    "conv": Size(200, (0.1, 0.3, 1.0, 3.0, 10.0), usual_rate=0.3),
-}
-_QUICK = {
-    "sigmoid": Size(400, (2.0,), usual_rate=2.0),
-    "conv": Size(70, (0.3, 3.0), usual_rate=0.3),
-}
-
-
-def plan(data_set: DataSet, *, quick: bool = False) -> Plan:
+def plan(data_set: DataSet, networks: Sequence[Network] = ()) -> Plan:
     """Plan a study.
 
     Args:
         data_set: What is studied.
-        quick: Whether a first impression, in seconds, is enough.
+        networks: Networks beside the study's own.
 
     Returns:
         The plan.
@@ -88,7 +91,7 @@ def plan(data_set: DataSet, *, quick: bool = False) -> Plan:
     return Plan(
         data=fingerprint(data_set),
         chance=float(counts.max() / counts.sum()),
-        sizes=_QUICK if quick else _FULL,
-        seeds=(0, 1) if quick else (0, 1, 2, 3, 4),
-        repeats=5 if quick else 15,
+        shape=data_set.shape,
+        networks={**NETWORKS, **{network.name: network for network in networks}},
+        brought=tuple(network.name for network in networks),
     )

@@ -1,38 +1,47 @@
-"""What a study leaves in its folder: pages, a table, pictures; each file whole or not at all."""
+"""What a study leaves in its folder: pages, tables, pictures; each file whole or not at all."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from batchnorm.study.markdown import text
+from batchnorm.study import markdown, pictures, results, summary
 from batchnorm.study.page import page
-from batchnorm.study.pictures import png
 from batchnorm.study.story import Story
-from batchnorm.study.table import markdown
 
 
 def write(folder: Path, story: Story) -> Path:
-    """Write `report.html`, `report.md`, `table.md`, and `figures/*.png`.
+    """Write the report, its pictures, and its numbers.
 
     Args:
-        folder: Where they go.
+        folder: Where they go: `report.html`, `report.md`, `table.md`, `figures/*.png` and `*.svg`,
+            `results.csv`, `effects.csv`, and `study.json`.
         story: What came of the study.
 
     Returns:
         The path of the page.
     """
-    pictures = folder / "figures"
-    pictures.mkdir(exist_ok=True)
+    figures = folder / "figures"
+    figures.mkdir(exist_ok=True)
     for judgement in story.judgements:
         for chart in judgement.charts:
-            _replace(pictures / f"{chart.name}.png", png(chart))
-    _replace(folder / "table.md", markdown(story).encode())
-    _replace(folder / "report.md", text(story).encode())
-    _replace(folder / "report.html", page(story).encode())
+            for suffix, content in pictures.files(chart).items():
+                replace(figures / f"{chart.file}.{suffix}", content)
+    replace(folder / "results.csv", results.values(story.judgements))
+    replace(folder / "effects.csv", results.effects(story.judgements))
+    replace(folder / "table.md", markdown.table(story))
+    replace(folder / "report.md", markdown.text(story))
+    replace(folder / "report.html", page(story))
+    replace(folder / summary.NAME, summary.encode(story))  # last: it says that the rest is there
     return folder / "report.html"
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace(path: Path, content: str | bytes) -> None:
+    """Write a file whole, or leave what is there.
+
+    Args:
+        path: Where it goes.
+        content: Text, of which what UTF-8 cannot say becomes a question mark; or bytes.
+    """
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
+    partial.write_bytes(content.encode(errors="replace") if isinstance(content, str) else content)
     partial.replace(path)

@@ -51,23 +51,32 @@ class Store:
         self.close()
 
     def __contains__(self, task: Task[Any]) -> bool:
-        return task.key in self._lines
+        return task.key in self._lines and task.answered_by(self[task])
 
     def __getitem__(self, task: Task[O]) -> O:
         return cast(O, task.outcome(**self._lines[task.key]["outcome"]))
 
     def machine(self, task: Task[Any]) -> str:
         """Return what the outcome of a task was made on."""
-        return str(self._lines[task.key]["machine"])
+        return str(self._lines[task.key].get("machine", ""))
 
-    def add(self, task: Task[Any], outcome: Outcome) -> None:
-        """Keep the outcome of a task, on the disk before this returns."""
+    def add(self, task: Task[Any], outcome: Outcome, machine: str = "") -> None:
+        """Keep the outcome of a task, on the disk before this returns.
+
+        Args:
+            task: What was done.
+            outcome: What came of it. It takes the place of an earlier one, and has what that had
+                besides.
+            machine: What it was made on; by default this machine.
+        """
+        if task.key in self._lines:
+            outcome = outcome.joined(self[task])
         line = {
             "format": FORMAT,
             "kind": task.kind,
             "key": task.key,
-            "machine": self._machine,
-            "task": asdict(task),
+            "machine": machine or self._machine,
+            "task": task.declared(),
             "outcome": _rounded(asdict(outcome), task.digits),
         }
         text = json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n"
@@ -102,7 +111,7 @@ class Store:
             line: Any = None
             with contextlib.suppress(ValueError):
                 line = json.loads(text)
-            if not isinstance(line, dict) or not {"format", "key", "outcome"} <= line.keys():
+            if not _is_kept(line):
                 raise StudyError(
                     f"{self.path}, line {number}: not an outcome of a study; "
                     "remove the line, or name another folder"
@@ -112,12 +121,20 @@ class Store:
         os.ftruncate(self._file, whole)
 
 
+def _is_kept(line: Any) -> bool:
+    """Tell whether this is what a study of any version writes."""
+    types = {"format": int, "key": str, "outcome": dict}
+    return isinstance(line, dict) and all(
+        isinstance(line.get(name), expected) for name, expected in types.items()
+    )
+
+
 def _rounded(value: Any, digits: int) -> Any:
     """Round all floats in a JSON value to significant digits."""
     if isinstance(value, float):
         return float(f"{value:.{digits}g}")
     if isinstance(value, dict):
         return {key: _rounded(item, digits) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_rounded(item, digits) for item in value]
     return value

@@ -1,62 +1,71 @@
-"""The answer in one table, for the terminal and for a README."""
+"""The answer in one table, for the terminal."""
 
 from __future__ import annotations
 
-from rich import box
-from rich.markup import escape
+from collections.abc import Iterable, Sequence
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
-from batchnorm.study.charts import STYLES
-from batchnorm.study.networks import NORMS
-from batchnorm.study.story import LEGEND, Story
+from batchnorm.study.story import COLUMNS, LEGEND, Story, heading, lines, printable
+
+_WIDTHS = (20, 12, 12, 28)  # with what stands between and before them, 80
+_VERDICTS = {"holds": "green", "does not hold": "red", "depends": "yellow"}
 
 
-def terminal(story: Story) -> Table:
+def terminal(story: Story) -> RenderableType:
     """Return the table for a terminal of 80 columns.
 
     Args:
         story: What came of the study.
 
     Returns:
-        A table that Rich prints.
+        What Rich prints.
     """
-    title = escape(story.question)
-    table = Table(title=title, caption=LEGEND, box=box.SIMPLE_HEAD, pad_edge=False)
-    table.title_style, table.caption_style = "bold", "dim"
-    table.add_column("claim")
-    table.add_column("network")
-    for norm in NORMS:
-        table.add_column(STYLES[norm].name, justify="right")
-    table.add_column("effect")
+    parts = [title(story.question), columns([("", *COLUMNS)], _WIDTHS, "rrl", "dim")]
     for judgement in story.judgements:
-        claim, findings = judgement.claim, judgement.findings
-        table.add_row(
-            f"{claim.title}\n[dim]{claim.unit}[/]\n[bold]{judgement.answer}[/]",
-            "\n".join(finding.network for finding in findings),
-            *("\n".join(finding.cells.get(norm, "") for finding in findings) for norm in NORMS),
-            "\n".join(finding.effect for finding in findings),
-            end_section=True,
-        )
-    return table
+        claim = judgement.claim
+        parts += [
+            verdict(heading(claim.number, claim.title), judgement.answer, claim.unit),
+            columns(lines(judgement.findings), _WIDTHS, "rrl"),
+        ]
+    parts += [Text(""), Text(" ".join(filter(None, (LEGEND, story.left_out))), style="dim")]
+    return Group(*parts)
 
 
-def markdown(story: Story) -> str:
-    """Return the table as Markdown.
+def title(text: str) -> RenderableType:
+    """Return a line above everything."""
+    return Text(printable(text), style="bold", justify="center")
+
+
+def verdict(claim: str, answer: str, unit: str = "") -> RenderableType:
+    """Return a claim's own line: what it says, what its numbers are, and whether it holds."""
+    head = Table.grid(padding=(0, 2), pad_edge=False)
+    head.add_column(width=63, overflow="fold")
+    head.add_column(width=15, justify="right")
+    told = Text.assemble(
+        (printable(claim), "bold"), (f"  {printable(unit)}" if unit else "", "dim")
+    )
+    head.add_row(told, Text(answer, style=f"bold {_VERDICTS.get(answer, 'dim')}"))
+    return Padding(head, (1, 0, 0, 0))
+
+
+def columns(
+    cells: Iterable[Sequence[str]], widths: Sequence[int], sides: str, style: str = ""
+) -> RenderableType:
+    """Return rows whose columns stand below those of other rows.
 
     Args:
-        story: What came of the study.
-
-    Returns:
-        The question, and a line for each claim and network.
+        cells: The rows.
+        widths: How wide each column is.
+        sides: Whether each column but the first stands to the left (`l`) or to the right (`r`).
+        style: How they look.
     """
-    headings = ["claim", "network", *(STYLES[norm].name for norm in NORMS), "effect", "verdict"]
-    lines = [headings, ["---", "---", *("---:" for _ in NORMS), "---", "---"]]
-    for judgement in story.judgements:
-        claim = f"{judgement.claim.title} ({judgement.claim.unit})"
-        verdict = f"**{judgement.answer}**"
-        for finding in judgement.findings:
-            cells = [finding.cells.get(norm, "") for norm in NORMS]
-            lines.append([claim, finding.network, *cells, finding.effect, verdict])
-            claim = verdict = ""  # said once
-    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"**{story.question}**\n\n{rows}\n\n{LEGEND}\n"
+    grid = Table.grid(padding=(0, 2), pad_edge=False)
+    for width, side in zip(widths, "l" + sides, strict=True):
+        grid.add_column(width=width, overflow="fold", justify="left" if side == "l" else "right")
+    for row in cells:
+        grid.add_row(*(Text(printable(cell), style=style) for cell in row))
+    return Padding(grid, (0, 0, 0, 2))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ import batchnorm
 from batchnorm.kernels import backends
 from batchnorm.study.data import DataSet
 
-FORMAT = 1  # raise it when the same declaration would lead to another outcome
+FORMAT = 2  # raise it when the same declaration would lead to another outcome
 
 
 class StudyError(Exception):
@@ -32,6 +34,10 @@ class Outcome:
     """
 
     reason: str = ""
+
+    def joined(self, earlier: Self) -> Self:
+        """Return this outcome with what an earlier one of the same task has besides."""
+        return self
 
 
 O_co = TypeVar("O_co", bound=Outcome, covariant=True)
@@ -54,7 +60,7 @@ class Task(ABC, Generic[O_co]):
     @property
     def key(self) -> str:
         """The name of the task: it changes with all that the outcome depends on."""
-        declared = {"format": FORMAT, "made by": _makers(), "kind": self.kind, **asdict(self)}
+        declared = {"format": FORMAT, "made by": _makers(), "kind": self.kind, **self.declared()}
         canonical = json.dumps(declared, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -62,6 +68,30 @@ class Task(ABC, Generic[O_co]):
     def digits(self) -> int:
         """How many significant digits of its numbers are worth keeping."""
         return 9  # what float32 can hold
+
+    def declared(self) -> dict[str, Any]:
+        """Return what the outcome depends on, as JSON."""
+        return {field.name: _declared(getattr(self, field.name)) for field in fields(self)}
+
+    def seconds(self, paces: Mapping[str, float]) -> float:
+        """Estimate how long it takes on one core.
+
+        Args:
+            paces: The seconds of a step of training, by the name of the network.
+        """
+        return 0.5
+
+    def answered_by(self, outcome: Outcome) -> bool:
+        """Tell whether an outcome that is kept has all that this task asks for."""
+        return True
+
+    def united(self, other: Self) -> Self:
+        """Return a task that asks for what this and an equal one ask for."""
+        return self
+
+    def broken(self, reason: str) -> Outcome:
+        """Return the outcome of the task when it broke off before there was anything else."""
+        return self.outcome(reason=reason)
 
     @abstractmethod
     def perform(self, data_set: DataSet) -> O_co:
@@ -90,6 +120,19 @@ def fingerprint(data_set: DataSet) -> str:
         digest.update(f"{values.dtype.str}{values.shape}".encode())
         digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()[:16]
+
+
+def _declared(value: Any) -> Any:
+    """Turn a field into JSON that names it: a function by its place, and its file's version."""
+    if is_dataclass(value):
+        return {field.name: _declared(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, tuple):
+        return [_declared(item) for item in value]
+    if callable(value):
+        # The version of this package stands for its own files; an extension has one of its own.
+        version = getattr(sys.modules.get(value.__module__), "__study_version__", "")
+        return f"{value.__module__}.{value.__qualname__}{version}"
+    return value
 
 
 @cache

@@ -1,20 +1,26 @@
-"""How long an epoch takes with each norm: measured side by side, and only what agrees."""
+"""How long training and inference take with each norm: side by side, and only what agrees."""
 
 from __future__ import annotations
 
+import copy
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
+import torch
 from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from batchnorm.study.data import DataSet
-from batchnorm.study.networks import NORMS, build
+from batchnorm.study.descent import batches, one_thread, step
+from batchnorm.study.networks import Network, build
+from batchnorm.study.recipes import PLAIN, TORCH, Recipe
 from batchnorm.study.tasks import Outcome, Task
-from batchnorm.study.training import batches, one_thread, step
 
 _LONGEST = 50  # batches that are timed at a time, and counted up to an epoch
 _TOLERANCE = 1e-3  # of a float32 loss over one epoch; training lets rounding grow from step to step
+_RECIPES = {"plain": PLAIN, "torch": TORCH, "batchnorm": Recipe("batchnorm", fused=True)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,19 +28,21 @@ class Times(Outcome):
     """What came of a timing.
 
     Attributes:
-        seconds: For each norm, the time of an epoch, once for every repetition.
+        training: For each norm, the time of an epoch of training, once for every repetition.
+        inference: The same of predicting the same examples; `folded` has batch normalization's
+            weights multiplied into the linear maps before it.
     """
 
-    seconds: dict[str, list[float]] = field(default_factory=dict)
+    training: Mapping[str, list[float]] = field(default_factory=dict)
+    inference: Mapping[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Timing(Task[Times]):
-    """The time of an epoch of training, with each norm.
+    """The time of an epoch, with each norm.
 
     Attributes:
-        network: One of `NETWORKS`.
-        learning_rate: One with which all norms train.
+        network: The network.
         repeats: How often each norm is timed.
         batch_size: Examples in a step.
     """
@@ -43,24 +51,28 @@ class Timing(Task[Times]):
     outcome = Times
     alone = True
 
-    network: str
-    learning_rate: float
+    network: Network
     repeats: int
     batch_size: int = 60
+
+    def seconds(self, paces: Mapping[str, float]) -> float:
+        """Estimate how long it takes."""
+        return paces[self.network.name] * 30 * (self.repeats + 1) * 3.2
 
     def perform(self, data_set: DataSet) -> Times:
         """Take the times."""
         return measure(self, data_set)
 
     def __str__(self) -> str:
-        return f"time of an epoch, {self.network}"
+        return f"time of an epoch, {self.network.name}"
 
 
 def measure(timing: Timing, data_set: DataSet) -> Times:
-    """Time training with each norm: on one thread, the norms in turn, on the same batches.
+    """Time training and inference: on one thread, the norms in turn, on the same batches.
 
     The first pass is not timed: it warms up, and it checks that `torch.nn` and ours give the same
-    losses. The order of the norms turns from one repetition to the next.
+    losses, and the folded network the same predictions. The order of the norms turns from one
+    repetition to the next.
 
     Args:
         timing: What is timed.
@@ -70,33 +82,76 @@ def measure(timing: Timing, data_set: DataSet) -> Times:
         The times.
 
     Raises:
-        ArithmeticError: The losses differ, so the times would not be of the same computation.
+        ArithmeticError: The results differ, so the times would not be of the same computation.
     """
     in_epoch = max(1, len(data_set.train_labels) // timing.batch_size)
     timed = min(in_epoch, _LONGEST)
     data = list(islice(batches(data_set, timing.batch_size, seed=0), timed))
-    models = {
-        norm: build(timing.network, norm, data_set.shape, data_set.classes, seed=0)
-        for norm in NORMS
+    shape, classes = data_set.shape, data_set.classes
+    models: dict[str, nn.Module] = {
+        norm: build(timing.network, recipe, shape, classes, seed=0)
+        for norm, recipe in _RECIPES.items()
     }
-    seconds: dict[str, list[float]] = {norm: [] for norm in NORMS}
+    rate = timing.network.usual_rate
+
+    def training(norm: str) -> list[float]:
+        return [step(models[norm], x, y, rate) for x, y in data]
+
+    def inference(norm: str) -> list[Tensor]:
+        return [models[norm](x) for x, _ in data]
+
     with one_thread():
-        losses = {norm: _pass(models[norm], data, timing.learning_rate) for norm in NORMS}
+        losses = {norm: training(norm) for norm in models}
         _check(losses["torch"], losses["batchnorm"])
-        for repeat in range(timing.repeats):
-            turn = repeat % len(NORMS)
-            for norm in NORMS[turn:] + NORMS[:turn]:
-                start = time.perf_counter()
-                _pass(models[norm], data, timing.learning_rate)
-                seconds[norm].append((time.perf_counter() - start) * in_epoch / timed)
-    return Times(seconds=seconds)
+        for model in models.values():
+            model.train()
+        seconds = _in_turn(training, list(models), timing.repeats, in_epoch / timed)
+        with torch.no_grad():
+            for model in models.values():
+                model.eval()
+            models["folded"] = folded(models["torch"])
+            _check_folded(inference("torch"), inference("folded"))
+            passed = _in_turn(inference, list(models), timing.repeats, in_epoch / timed)
+    return Times(training=seconds, inference=passed)
 
 
-def _pass(model: nn.Module, data: list[tuple[Tensor, Tensor]], learning_rate: float) -> list[float]:
-    return [step(model, x, y, learning_rate) for x, y in data]
+def folded(model: nn.Module) -> nn.Module:
+    """Return a copy in evaluation, in which linear maps do what the batch norms behind them did."""
+    model = copy.deepcopy(model)
+    for block in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
+        for place in range(len(block) - 1):
+            first, second = block[place], block[place + 1]
+            if isinstance(first, nn.Linear) and isinstance(second, nn.BatchNorm1d):
+                block[place] = fuse_linear_bn_eval(first, second)
+                block[place + 1] = nn.Identity()
+            elif isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+                block[place] = fuse_conv_bn_eval(first, second)
+                block[place + 1] = nn.Identity()
+    return model
+
+
+def _in_turn(
+    call: Callable[[str], object], names: list[str], repeats: int, factor: float
+) -> dict[str, list[float]]:
+    """Time a call for each name, in an order that turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for repeat in range(repeats):
+        turn = repeat % len(names)
+        for name in names[turn:] + names[:turn]:
+            start = time.perf_counter()
+            call(name)
+            seconds[name].append((time.perf_counter() - start) * factor)
+    return seconds
 
 
 def _check(theirs: list[float], ours: list[float]) -> None:
     for number, (a, b) in enumerate(zip(theirs, ours, strict=True), start=1):
         if not abs(a - b) <= _TOLERANCE * max(1.0, abs(a)):
             raise ArithmeticError(f"torch.nn has the loss {a} at step {number}, batchnorm has {b}")
+
+
+def _check_folded(whole: list[Tensor], merged: list[Tensor]) -> None:
+    for a, b in zip(whole, merged, strict=True):
+        worst = float((a - b).abs().max() / a.abs().max().clamp_min(1))
+        if not worst <= _TOLERANCE:
+            raise ArithmeticError(f"folding changes a prediction by {worst:.1e}")

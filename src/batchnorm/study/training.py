@@ -2,24 +2,73 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 
+from batchnorm.study import events
 from batchnorm.study.data import DataSet
-from batchnorm.study.networks import build
+from batchnorm.study.descent import (
+    Batch,
+    accuracy,
+    batches,
+    evaluate,
+    next_evaluation,
+    one_thread,
+    some,
+    step,
+)
+from batchnorm.study.networks import Network, build
+from batchnorm.study.recipes import Recipe
 from batchnorm.study.tasks import Outcome, Task
 
-_GROWTH = 1.1  # a network is evaluated each time that its steps have grown by this factor
-_HELD_OUT = 2000  # evaluations look at so many examples at the most: enough to see one percent
+# What a step takes, in steps with batch normalization, where it is told in advance.
+_DEARNESS = {"plain": 0.6, "torch": 1.0, "batchnorm": 1.0, "ghost": 1.5, "renormalized": 2.3}
+
+
+@dataclass(frozen=True)
+class State:
+    """What a probe sees of a run, at the start, now and then, and at the end.
+
+    A probe leaves the model as it is; what it changes, it changes in a `copy`.
+
+    Attributes:
+        model: The network, in training.
+        step: How many steps have been taken.
+        last: Whether the run is at its end.
+        rate: The learning rate.
+        batch: Inputs and labels of the step that is next, or at the end of the last one.
+        held_out: Inputs and labels of examples to try.
+        trained: Inputs and labels of as many examples to train on.
+        data_set: All examples.
+    """
+
+    model: nn.Module
+    step: int
+    last: bool
+    rate: float
+    batch: Batch
+    held_out: Batch
+    trained: Batch
+    data_set: DataSet
+
+    def copy(self) -> nn.Module:
+        """Return a network like this one, to be changed at will."""
+        return copy.deepcopy(self.model)
+
+
+Probe: TypeAlias = Callable[[State], Any]  # returns finite JSON, or None for nothing to see
+Treatment: TypeAlias = Callable[[DataSet], DataSet]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +79,33 @@ class Result(Outcome):
         losses: The loss of every step, before the step was taken.
         steps: After how many steps the network was evaluated.
         accuracies: The share of the held-out examples that it then had right.
+        train_accuracy: The share of the training examples that it had right at the end.
+        train_loss: The loss on them at the end, in evaluation.
+        test_loss: The loss on the held-out examples at the end.
+        observed: By the name of a probe, what it saw: pairs of a step and JSON.
         seconds: How long all of it took.
     """
 
     losses: list[float] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     accuracies: list[float] = field(default_factory=list)
+    train_accuracy: float = 0.0
+    train_loss: float = 0.0
+    test_loss: float = 0.0
+    observed: Mapping[str, list[Any]] = field(default_factory=dict)
     seconds: float = 0.0
+
+    def joined(self, earlier: Result) -> Result:
+        """Return the result with what other probes saw when the same run was done before."""
+        return replace(self, observed={**earlier.observed, **self.observed})
+
+    def seen(self, probe: Probe) -> list[Any]:
+        """Return what a probe saw, in the order of the steps."""
+        return [value for _, value in self.observed[probe.__name__]]
+
+    def at(self, probe: Probe) -> list[int]:
+        """Return after how many steps it saw that."""
+        return [step for step, _ in self.observed[probe.__name__]]
 
 
 @dataclass(frozen=True)
@@ -44,38 +113,95 @@ class Run(Task[Result]):
     """A network trained by plain stochastic gradient descent, as in Ioffe & Szegedy (2015).
 
     Attributes:
-        network: One of `NETWORKS`.
-        norm: One of `NORMS`.
+        network: What is trained.
+        recipe: How it is made.
         learning_rate: The length of a step, in units of the gradient.
         seed: What the initial weights and the order of the examples are drawn by.
         steps: How many steps are taken.
         batch_size: Examples in a step.
         dtype: The type of the weights and the activations.
+        examples: With how many training examples; 0 for all.
+        treatment: What is done to the data set first.
+        growth: Probes look each time that the steps have grown by this factor.
+        probes: What is looked at on the way. Runs that differ in it alone are equal, and are done
+            once for the probes of all.
     """
 
     kind = "run"
     outcome = Result
 
-    network: str
-    norm: str
+    network: Network
+    recipe: Recipe
     learning_rate: float
     seed: int
     steps: int
     batch_size: int = 60
     dtype: str = "float32"
+    examples: int = 0
+    treatment: Treatment | None = None
+    growth: float = 1.5
+    probes: tuple[Probe, ...] = field(default=(), compare=False)
 
     @property
     def digits(self) -> int:
         """How many significant digits a loss has."""
-        return 17 if self.dtype == "float64" else 9
+        return 17 if self.dtype == "float64" else 7
+
+    def declared(self) -> dict[str, Any]:
+        """Return all but the probes, which change nothing."""
+        declared = super().declared()
+        del declared["probes"]
+        # What a network is recommended to be trained with is not what it is.
+        declared["network"] = {
+            name: declared["network"][name]
+            for name in ("name", "layers", "activation", "initialization")
+        }
+        return declared
+
+    def seconds(self, paces: Mapping[str, float]) -> float:
+        """Estimate how long it takes on one core."""
+        pace = paces[self.network.name] * _DEARNESS[self.recipe.norm]
+        size = 0.5 + 0.5 * self.batch_size / 60
+        looks = len(self.probes) * math.log(max(self.steps, 2), self.growth)
+        return pace * size * (1.5 * self.steps + 8 * looks) + 0.02
+
+    def answered_by(self, outcome: Outcome) -> bool:
+        """Tell whether an outcome has what all the probes of this run saw."""
+        assert isinstance(outcome, Result)
+        return all(probe.__name__ in outcome.observed for probe in self.probes)
+
+    def united(self, other: Run) -> Run:
+        """Return the run with the probes of both."""
+        return replace(self, probes=tuple(dict.fromkeys([*self.probes, *other.probes])))
+
+    def broken(self, reason: str) -> Result:
+        """Return the result of a run that broke off before its first step."""
+        return Result(reason=reason, observed={probe.__name__: [] for probe in self.probes})
 
     def perform(self, data_set: DataSet) -> Result:
         """Train."""
         return train(self, data_set)
 
     def __str__(self) -> str:
-        name = f"{self.network}, {self.norm}, rate {self.learning_rate:g}, seed {self.seed}"
-        return name if self.dtype == "float32" else f"{name}, {self.dtype}"
+        recipe = self.recipe
+        words = [
+            self.network.name,
+            recipe.norm,
+            f"{recipe.place} the activation" if recipe.place != "before" else "",
+            f"dropout {recipe.dropout}" if recipe.dropout else "",
+            f"gamma and beta {recipe.affine}" if recipe.affine != "trained" else "",
+            recipe.initialization,
+            f"momentum {recipe.momentum:g}" if recipe.momentum != 0.1 else "",
+            f"groups of {recipe.group}" if recipe.norm == "ghost" else "",
+            "inputs first" if recipe.first else "",
+            self.treatment.__name__.strip("_").replace("_", " ") if self.treatment else "",
+            f"{self.examples} examples" if self.examples else "",
+            f"batches of {self.batch_size}" if self.batch_size != 60 else "",
+            f"rate {self.learning_rate:g}",
+            f"seed {self.seed}",
+            self.dtype if self.dtype != "float32" else "",
+        ]
+        return ", ".join(word for word in words if word)
 
 
 def train(run: Run, data_set: DataSet) -> Result:
@@ -90,104 +216,76 @@ def train(run: Run, data_set: DataSet) -> Result:
     """
     start = time.perf_counter()
     dtype: torch.dtype = getattr(torch, run.dtype)
-    held_out = np.random.default_rng(0).permutation(len(data_set.test_labels))[:_HELD_OUT]
-    test = _tensors(data_set.test_inputs[held_out], data_set.test_labels[held_out], dtype)
+    data_set = _prepared(data_set, run.treatment, run.examples)
+    held_out = some(data_set.test_inputs, data_set.test_labels, dtype)
+    trained = some(data_set.train_inputs, data_set.train_labels, dtype)
     losses: list[float] = []
     steps: list[int] = []
     accuracies: list[float] = []
-    with one_thread():
-        model = build(run.network, run.norm, data_set.shape, data_set.classes, run.seed).to(dtype)
-        for x, y in islice(batches(data_set, run.batch_size, run.seed, dtype), run.steps):
-            loss = step(model, x, y, run.learning_rate)
+    observed: dict[str, list[Any]] = {probe.__name__: [] for probe in run.probes}
+    looked = -1
+    with one_thread(), torch.random.fork_rng(devices=[]), events.writer(str(run)) as writer:
+        model = build(run.network, run.recipe, data_set.shape, data_set.classes, run.seed)
+        model.to(dtype)
+        torch.manual_seed(run.seed)  # for dropout
+        for batch in batches(data_set, run.batch_size, run.seed, dtype):
+            taken = len(losses)
+            last = taken == run.steps
+            if run.probes and (last or taken >= looked * run.growth):
+                looked = max(taken, 1)
+                look = (run.learning_rate, batch, held_out, trained, data_set)
+                _look(run.probes, State(model, taken, last, *look), observed)
+            if last:
+                break
+            loss = step(model, *batch, run.learning_rate)
             if not math.isfinite(loss):
                 break
             losses.append(loss)
             if len(losses) in (run.steps, next_evaluation(steps)):
                 steps.append(len(losses))
-                accuracies.append(_accuracy(model, *test))
+                accuracies.append(accuracy(model, *held_out))
+                writer.add(len(losses), loss=loss, held_out_accuracy=accuracies[-1])
+        whole = len(losses) == run.steps
+        ends = [evaluate(model, *examples) for examples in (trained, held_out)] if whole else []
     return Result(
         losses=losses,
         steps=steps,
         accuracies=accuracies,
+        train_accuracy=ends[0][1] if ends else 0.0,
+        train_loss=_finite(ends[0][0]) if ends else 0.0,
+        test_loss=_finite(ends[1][0]) if ends else 0.0,
+        observed=observed,
         seconds=time.perf_counter() - start,
-        reason="" if len(losses) == run.steps else f"the loss was {loss} at step {len(losses) + 1}",
+        reason="" if whole else f"the loss was {loss} at step {len(losses) + 1}",
     )
 
 
-def step(model: nn.Module, x: Tensor, y: Tensor, learning_rate: float) -> float:
-    """Take one step of gradient descent.
-
-    Args:
-        model: The network, in training.
-        x: A batch of inputs, shape (N, C, H, W).
-        y: Its labels, shape (N,).
-        learning_rate: The length of the step, in units of the gradient.
-
-    Returns:
-        The loss before the step.
-    """
-    parameters = list(model.parameters())
-    loss = cross_entropy(model(x), y)
-    gradients = torch.autograd.grad(loss, parameters)
-    with torch.no_grad():  # torch.optim.SGD does the same, after an import of more than a second
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.sub_(gradient, alpha=learning_rate)
-    return loss.item()
+def _look(probes: tuple[Probe, ...], state: State, observed: dict[str, list[Any]]) -> None:
+    """Let the probes look, without a trace in the training."""
+    with torch.random.fork_rng(devices=[]):
+        for probe in probes:
+            seen = probe(state)
+            with suppress(ValueError):  # what is not finite is as if there had been nothing to see
+                json.dumps(seen, allow_nan=False)
+                if seen is not None:
+                    observed[probe.__name__].append([state.step, seen])
 
 
-def batches(
-    data_set: DataSet, batch_size: int, seed: int, dtype: torch.dtype = torch.float32
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches of one epoch after the other, without end.
-
-    All have the same size, so the few examples that an epoch has left over are not seen in it.
-
-    Args:
-        data_set: Where the examples come from.
-        batch_size: Examples in a batch; no more than there are.
-        seed: What each epoch's order is drawn by.
-        dtype: The type of the inputs.
-
-    Yields:
-        Inputs of shape (N, C, H, W) and labels of shape (N,).
-    """
-    generator = np.random.default_rng(seed)
-    count = len(data_set.train_labels)
-    while True:
-        order = generator.permutation(count)
-        for chosen in np.split(order, range(batch_size, count, batch_size)):
-            if len(chosen) == min(batch_size, count):
-                yield _tensors(data_set.train_inputs[chosen], data_set.train_labels[chosen], dtype)
+@lru_cache(maxsize=2)
+def _prepared(data_set: DataSet, treatment: Treatment | None, examples: int) -> DataSet:
+    """Treat a data set, and keep the first examples that were asked for: once for many runs."""
+    if treatment is not None:
+        data_set = treatment(data_set)
+    if not 0 < examples < len(data_set.train_labels):
+        return data_set
+    chosen = np.random.default_rng(0).permutation(len(data_set.train_labels))[:examples]
+    return replace(
+        data_set,
+        train_inputs=data_set.train_inputs[chosen],
+        train_labels=data_set.train_labels[chosen],
+    )
 
 
-def next_evaluation(steps: list[int]) -> int:
-    """Return the step of the next evaluation: what is counted in steps is compared by factors.
-
-    Example:
-        >>> next_evaluation([]), next_evaluation([1]), next_evaluation([1, 2, 100])
-        (1, 2, 110)
-    """
-    return max(steps[-1] + 1, int(steps[-1] * _GROWTH)) if steps else 1
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let PyTorch use one thread inside: fastest for small networks, and fair side by side."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _tensors(inputs: np.ndarray, labels: np.ndarray, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(inputs).to(dtype), torch.from_numpy(labels)
-
-
-def _accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    model.eval()
-    with torch.no_grad():
-        right = int((model(x).argmax(1) == y).sum())
-    model.train()
-    return right / len(y)
+def _finite(loss: float) -> float:
+    """Return a loss that JSON can hold."""
+    return min(loss, 1e30) if loss == loss else 1e30

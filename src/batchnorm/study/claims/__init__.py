@@ -1,17 +1,67 @@
-"""The claims, in the order of the report: a new one is a new module and a line here."""
+"""The claims, in the order of their numbers: a new one is a new module."""
 
-from batchnorm.study.claims import agreement, epoch_time, fewer_steps, learning_rates
+from __future__ import annotations
+
+import pkgutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+
+from batchnorm.study.charts import Chart
 from batchnorm.study.claims.claim import Claim as Claim
 from batchnorm.study.claims.claim import Finding as Finding
 from batchnorm.study.claims.claim import Judgement as Judgement
+from batchnorm.study.claims.claim import Row as Row
+from batchnorm.study.measures.runs import NotMeasured
 from batchnorm.study.plan import Plan
 from batchnorm.study.store import Store
 
-CLAIMS = (fewer_steps.CLAIM, epoch_time.CLAIM, learning_rates.CLAIM, agreement.CLAIM)
+
+def all_claims() -> list[Claim]:
+    """Return the claims of the notes by their numbers, then the study's own checks."""
+    modules = [import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+    claims = [module.CLAIM for module in modules if hasattr(module, "CLAIM")]
+    return sorted(claims, key=lambda claim: (claim.number == 0, claim.number, claim.name))
 
 
-def judge(plan: Plan, store: Store) -> list[Judgement]:
-    """Judge all claims by the outcomes that they asked for."""
-    return [
-        Judgement(claim, claim.measure(plan, store), claim.charts(plan, store)) for claim in CLAIMS
-    ]
+def judge(
+    claim: Claim, parts: Sequence[str], plan: Plan, store: Store, left_out: Sequence[str] = ()
+) -> Judgement:
+    """Judge a claim by the outcomes that it asked for.
+
+    Args:
+        claim: The claim.
+        parts: The parts that were done.
+        plan: What the runs were made from.
+        store: Where the outcomes are.
+        left_out: The parts that there was no time for.
+
+    Returns:
+        What came of it. Where the outcomes are such that nothing can be measured, the finding says
+        so, and what cannot be drawn is left away: the study goes on.
+    """
+    findings = [_finding(claim, part, plan, store) for part in parts]
+    drawn = [finding.part for finding in findings if finding.rows]
+    return Judgement(claim, findings, _charts(claim, drawn, plan, store), left_out)
+
+
+def _finding(claim: Claim, part: str, plan: Plan, store: Store) -> Finding:
+    try:
+        found = claim.measure(plan, part, store)
+        # A comparison of NumPy's numbers is no bool, and no JSON.
+        return replace(found, checks={what: bool(held) for what, held in found.checks.items()})
+    except NotMeasured as reason:
+        return Finding(part, str(reason))
+    except Exception as error:  # an extension's claim stops no other
+        return Finding(part, f"Measuring failed: {type(error).__name__}: {error}.")
+
+
+def _charts(claim: Claim, parts: Sequence[str], plan: Plan, store: Store) -> Sequence[Chart]:
+    if not parts:
+        return []
+    try:
+        return claim.charts(plan, parts, store)
+    except Exception as error:  # likewise
+        warnings.warn(f"the pictures of {claim.title!r} failed: {error!r}", stacklevel=2)
+        return []

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from batchnorm.study.charts import Chart
+from batchnorm.study.interval import Interval
 from batchnorm.study.plan import Plan
 from batchnorm.study.store import Store
 from batchnorm.study.tasks import Task
@@ -15,43 +16,65 @@ Answer = Literal["holds", "does not hold", "depends", "not measured"]
 
 
 @dataclass(frozen=True)
+class Row:
+    """What was measured under one condition, seed by seed.
+
+    Attributes:
+        condition: What sets it apart, such as `plain` or `batchnorm`.
+        measure: What was measured, with its unit.
+        values: One for each seed, or for each repetition.
+        effect: How it compares with another condition, where that is told.
+    """
+
+    condition: str
+    measure: str
+    values: Sequence[float]
+    effect: Interval | None = None
+
+
+@dataclass(frozen=True)
 class Finding:
     """What was measured with one network.
 
     Attributes:
-        network: One of `NETWORKS`.
+        part: The network, or whatever else of the claim's `parts`.
         sentence: What was found, in plain words.
         effect: The same, short enough for a table.
-        cells: The value of each norm, in the claim's unit.
-        holds: For each comparison that could be made, whether the claim holds in it.
-        details: The numbers behind it, in rows under the claim's headings.
+        without: The value without batch normalization, for the table.
+        with_: The value with it.
+        checks: By what is asked, in a few words that hold where it is true: whether it is. The
+            verdict comes from these alone.
+        rows: The numbers behind it.
     """
 
-    network: str
+    part: str
     sentence: str
-    effect: str
-    cells: Mapping[str, str] = field(default_factory=dict)
-    holds: Sequence[bool] = ()
-    details: Sequence[Sequence[str]] = ()
+    effect: str = ""
+    without: str = ""
+    with_: str = ""
+    checks: Mapping[str, bool] = field(default_factory=dict)
+    rows: Sequence[Row] = ()
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One thing that is said of batch normalization; a module has one.
+    """One thing that is said of batch normalization; a module has one, and calls it `CLAIM`.
 
     Attributes:
-        number: Its number in the notes; 0 for a check of the study's own.
-        name: The name of its module.
+        number: Its number in the notes; 0 for what is not in them.
+        name: A name for links and files, in small letters and underscores.
         title: What is claimed, in a few words.
-        says: What the notes say, and what others say of it.
+        says: What the notes say, and what the literature says for it and against it.
         source: Where it is from.
         measured: How it is measured.
         rule: How the verdict comes from the numbers.
-        unit: What the numbers in the table are.
-        headings: What the columns of the details are.
-        tasks: What must be done first.
-        measure: Finds what there is to find, network by network.
-        charts: Draws it.
+        unit: What the numbers in the table of verdicts are.
+        parts: What is measured one by one, mostly networks, the most important one first. Where
+            time is short, the last ones are left out.
+        tasks: Returns what must be done first, for a part.
+        measure: Returns what was found, for a part.
+        charts: Draws it, for the parts that were measured.
+        any_network: Whether a part may be any network, so that a user's own are measured as well.
     """
 
     number: int
@@ -62,32 +85,46 @@ class Claim:
     measured: str
     rule: str
     unit: str
-    headings: Sequence[str]
-    tasks: Callable[[Plan], Sequence[Task[Any]]]
-    measure: Callable[[Plan, Store], Sequence[Finding]]
-    charts: Callable[[Plan, Store], Sequence[Chart]]
+    parts: Sequence[str]
+    tasks: Callable[[Plan, str], Sequence[Task[Any]]]
+    measure: Callable[[Plan, str, Store], Finding]
+    charts: Callable[[Plan, Sequence[str], Store], Sequence[Chart]]
+    any_network: bool = False
+
+    @property
+    def key(self) -> str:
+        """What a command line calls it: its number, or its name if it has none."""
+        return str(self.number) if self.number else self.name
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What came of a claim."""
+    """What came of a claim.
+
+    Attributes:
+        claim: The claim.
+        findings: Part by part.
+        charts: The pictures.
+        left_out: The parts that there was no time for.
+    """
 
     claim: Claim
     findings: Sequence[Finding]
     charts: Sequence[Chart]
+    left_out: Sequence[str] = ()
 
     @property
     def answer(self) -> Answer:
-        """Whether the claim holds: in all comparisons, in none, or in some.
+        """Whether the claim holds: by all checks, by none, or by some.
 
         Example:
-            >>> findings = [Finding("conv", "", "", holds=[held]) for held in (True, False)]
+            >>> findings = [Finding("conv", "", checks={"faster": held}) for held in (True, False)]
             >>> Judgement(..., findings, []).answer
             'depends'
         """
-        holds = {held for finding in self.findings for held in finding.holds}
-        if not holds:
+        held = {held for finding in self.findings for held in finding.checks.values()}
+        if not held:
             return "not measured"
-        if len(holds) == 2:
+        if len(held) == 2:
             return "depends"
-        return "holds" if holds.pop() else "does not hold"
+        return "holds" if held.pop() else "does not hold"

@@ -8,22 +8,24 @@ from itertools import pairwise
 
 import numpy as np
 
-from batchnorm.study.charts import STYLES, Axis, Chart, Panel
-from batchnorm.study.claims.claim import Claim, Finding
-from batchnorm.study.claims.measures import best, best_rate, curve, learned
+from batchnorm.study.charts import Axis, Chart, Panel
+from batchnorm.study.claims.claim import Claim, Finding, Row
 from batchnorm.study.interval import ratio
-from batchnorm.study.networks import NORMS
+from batchnorm.study.measures.drawing import curve
+from batchnorm.study.measures.runs import NotMeasured, best, best_rate, learned
 from batchnorm.study.plan import Plan
+from batchnorm.study.recipes import NORMALIZED, PLAIN
 from batchnorm.study.store import Store
-from batchnorm.study.training import Result
+from batchnorm.study.training import Result, Run
 
 _BEST = "best for plain"
 _HIGHEST = 20.0  # a loss far worse than chance: more of it would flatten the rest of the curve
+_RECIPES = (PLAIN, NORMALIZED)
 
 
-def measure(plan: Plan, store: Store) -> list[Finding]:
-    """Count the steps until the plain network's best accuracy."""
-    return [_with(network, plan, store) for network in plan.sizes]
+def tasks(plan: Plan, part: str) -> list[Run]:
+    """Return the grid of learning rates."""
+    return plan.grid(part, _RECIPES)
 
 
 def steps_until(result: Result, accuracy: float) -> float:
@@ -37,59 +39,53 @@ def steps_until(result: Result, accuracy: float) -> float:
     return next((step for step, reached in pairs if reached >= accuracy), math.inf)
 
 
-def _with(network: str, plan: Plan, store: Store) -> Finding:
-    rate = best_rate(plan, store, network, "plain")
-    goals = [best(store[run]) for run in plan.runs(network, "plain", rate)]
+def measure(plan: Plan, part: str, store: Store) -> Finding:
+    """Count the steps until the plain network's best accuracy."""
+    rate = best_rate(plan, store, part, PLAIN)
+    goals = [best(store[run]) for run in plan.runs(part, PLAIN, rate)]
     reached = float(np.mean(goals))
     if not learned(reached, plan):
-        return Finding(network, f"The plain {network} network learned nothing.", "no goal")
+        raise NotMeasured(f"The plain {part} network learned nothing.")
 
-    def steps(norm: str, rate: float) -> list[float]:
-        runs = plan.runs(network, norm, rate)
+    def row(norm: str, rate: float) -> Row:
+        runs = plan.runs(part, PLAIN if norm == "plain" else NORMALIZED, rate)
         counts = [steps_until(store[run], goal) for run, goal in zip(runs, goals, strict=True)]
-        return [min(count, plan.sizes[network].steps) for count in counts]
+        counts = [min(count, plan.networks[part].steps) for count in counts]
+        effect = ratio(plain.values, counts) if norm != "plain" else None
+        return Row(norm, f"steps, rate {rate:g}", counts, effect)
 
-    plain = steps("plain", rate)
-    ours = ratio(plain, steps("batchnorm", rate))
-    cells = {norm: f"{_mean(steps(norm, rate)):.0f}" for norm in NORMS}
-    fastest = min(plan.sizes[network].rates, key=lambda rate: _mean(steps("batchnorm", rate)))
-    details = [
-        (
-            network,
-            STYLES[norm].name,
-            f"{of:g}",
-            ", ".join(f"{count:.0f}" for count in steps(norm, of)),
-            "" if norm == "plain" else str(ratio(plain, steps(norm, of))),
-        )
-        for norm, of in [*((norm, rate) for norm in NORMS), ("batchnorm", fastest)]
-    ]
+    plain = row("plain", rate)
+    ours = row("batchnorm", rate)
+    own = min((row("batchnorm", r) for r in plan.networks[part].rates), key=_mean)
+    assert ours.effect is not None
     return Finding(
-        network,
-        f"With the learning rate that is best for the plain {network} network, {rate:g}, it had "
-        f"its best accuracy, {reached:.1%}, after {cells['plain']} steps, and the normalized one "
-        f"had as much after {cells['batchnorm']}: a factor of {ours}.",
-        str(ours),
-        cells,
-        [ours.low > 1],
-        details,
+        part,
+        f"With the learning rate that is best for the plain {part} network, {rate:g}, it had "
+        f"its best accuracy, {reached:.1%}, after {_mean(plain):.0f} steps, and the normalized one "
+        f"had as much after {_mean(ours):.0f}: a factor of {ours.effect}.",
+        str(ours.effect),
+        f"{_mean(plain):.0f}",
+        f"{_mean(ours):.0f}",
+        {"fewer steps with batch normalization": ours.effect.low > 1},
+        [plain, ours, own],
     )
 
 
-def _mean(counts: Sequence[float]) -> float:
+def _mean(row: Row) -> float:
     """The geometric mean, as of all that grows by factors."""
-    return float(np.exp(np.mean(np.log(counts))))
+    return float(np.exp(np.mean(np.log(row.values))))
 
 
-def charts(plan: Plan, store: Store) -> list[Chart]:
+def charts(plan: Plan, parts: Sequence[str], store: Store) -> list[Chart]:
     """Draw the learning curves."""
-    rates = {network: best_rate(plan, store, network, "plain") for network in plan.sizes}
-    every = sorted({rate for size in plan.sizes.values() for rate in size.rates})
-    panels = [_accuracies(plan, store, network, rate, _BEST) for network, rate in rates.items()]
+    rates = {part: best_rate(plan, store, part, PLAIN) for part in parts}
+    every = sorted({rate for part in parts for rate in plan.networks[part].rates})
+    panels = [_accuracies(plan, store, part, rate, _BEST) for part, rate in rates.items()]
     panels += [
-        _accuracies(plan, store, network, rate, f"{rate:g}")
+        _accuracies(plan, store, part, rate, f"{rate:g}")
         for rate in every
-        for network, size in plan.sizes.items()
-        if rate in size.rates
+        for part in parts
+        if rate in plan.networks[part].rates
     ]
     return [
         Chart(
@@ -105,20 +101,20 @@ def charts(plan: Plan, store: Store) -> list[Chart]:
             "loss-curves",
             "Training loss with the learning rate that is best for the plain network, averaged "
             "over the steps from one point to the next.",
-            [_losses(plan, store, network, rate) for network, rate in rates.items()],
+            [_losses(plan, store, part, rate) for part, rate in rates.items()],
         ),
     ]
 
 
-def _accuracies(plan: Plan, store: Store, network: str, rate: float, choice: str) -> Panel:
-    results = {norm: [store[run] for run in plan.runs(network, norm, rate)] for norm in NORMS}
+def _accuracies(plan: Plan, store: Store, part: str, rate: float, choice: str) -> Panel:
+    results = {r.norm: [store[run] for run in plan.runs(part, r, rate)] for r in _RECIPES}
     goal = 100 * float(np.mean([best(result) for result in results["plain"]]))
     return Panel(
-        f"{network}, rate {rate:g}",
-        _steps_axis(plan, network),
+        f"{part}, rate {rate:g}",
+        _steps_axis(plan, part),
         Axis("held-out accuracy, %", 0, 102),
         [
-            curve(norm, of[0].steps, [[100 * a for a in result.accuracies] for result in of])
+            curve(norm, _longest(of), [[100 * a for a in result.accuracies] for result in of])
             for norm, of in results.items()
         ],
         goal=(goal, "plain's best"),
@@ -126,27 +122,31 @@ def _accuracies(plan: Plan, store: Store, network: str, rate: float, choice: str
     )
 
 
-def _losses(plan: Plan, store: Store, network: str, rate: float) -> Panel:
+def _losses(plan: Plan, store: Store, part: str, rate: float) -> Panel:
     lines = []
-    for norm in NORMS:
-        results = [store[run] for run in plan.runs(network, norm, rate)]
+    for recipe in _RECIPES:
+        results = [store[run] for run in plan.runs(part, recipe, rate)]
         smooth = [
             [float(np.mean(result.losses[a:b])) for a, b in pairwise([0, *result.steps])]
             for result in results
         ]
-        lines.append(curve(norm, results[0].steps, smooth))
+        lines.append(curve(recipe.norm, _longest(results), smooth))
     lowest = min((value for line in lines for value in line.low), default=0.1)
     highest = max((value for line in lines for value in line.y), default=1.0)
     return Panel(
-        f"{network}, rate {rate:g}",
-        _steps_axis(plan, network),
+        f"{part}, rate {rate:g}",
+        _steps_axis(plan, part),
         Axis("training loss", max(lowest, 1e-4) / 1.3, min(highest, _HIGHEST) * 1.3, log=True),
         lines,
     )
 
 
-def _steps_axis(plan: Plan, network: str) -> Axis:
-    return Axis("steps", 1, plan.sizes[network].steps, log=True)
+def _longest(results: Sequence[Result]) -> list[int]:
+    return max((result.steps for result in results), key=len)
+
+
+def _steps_axis(plan: Plan, part: str) -> Axis:
+    return Axis("steps", 1, plan.networks[part].steps, log=True)
 
 
 CLAIM = Claim(
@@ -161,12 +161,13 @@ CLAIM = Claim(
     "with which it becomes most accurate is kept: the choice favours the plain network. For "
     "each seed, its best held-out accuracy is the goal, and we count the steps until each "
     "network first has it, from the same initial weights, on the same batches. A run that never "
-    "has it counts with all its steps. The last line of the numbers gives batch normalization "
-    "the learning rate of its own choice.",
+    "has it counts with all its steps. The last row gives batch normalization the learning rate "
+    "of its own choice.",
     rule="It holds for a network if the factor's 95% interval over the seeds is above\u00a01.",
     unit="steps to plain's best",
-    headings=("network", "norm", "rate", "steps, seed by seed", "fewer, by"),
-    tasks=Plan.grid,
+    parts=("sigmoid", "conv", "relu", "residual", "tanh", "elu"),
+    tasks=tasks,
     measure=measure,
     charts=charts,
+    any_network=True,
 )

@@ -2,66 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from batchnorm.study.charts import STYLES, Axis, Chart, Panel, Series
-from batchnorm.study.claims.claim import Claim, Finding
-from batchnorm.study.claims.measures import final, learned
+from batchnorm.study.charts import Axis, Chart, Panel, Series
+from batchnorm.study.claims.claim import Claim, Finding, Row
 from batchnorm.study.interval import ratio
-from batchnorm.study.networks import NORMS
+from batchnorm.study.measures.runs import NotMeasured, final, learned
 from batchnorm.study.plan import Plan
+from batchnorm.study.recipes import NORMALIZED, PLAIN, Recipe
 from batchnorm.study.store import Store
+from batchnorm.study.training import Run
 
 _TRAINED = 0.5  # of the way from chance to the best that any run of the network ends with
+_RECIPES = (PLAIN, NORMALIZED)
 
 
-def measure(plan: Plan, store: Store) -> list[Finding]:
+def tasks(plan: Plan, part: str) -> list[Run]:
+    """Return the grid of learning rates."""
+    return plan.grid(part, _RECIPES)
+
+
+def measure(plan: Plan, part: str, store: Store) -> Finding:
     """Find the largest learning rate that still trains."""
-    return [_with(network, plan, store) for network in plan.sizes]
-
-
-def _with(network: str, plan: Plan, store: Store) -> Finding:
-    rates = plan.sizes[network].rates
+    rates = plan.networks[part].rates
     if len(rates) == 1:
-        return Finding(network, f"The {network} network was tried with one rate.", "one rate")
-    highest = _highest(plan, store, network)
+        raise NotMeasured(f"The {part} network was tried with one rate.")
+    highest = _highest(plan, store, part)
     if not learned(highest, plan):
-        return Finding(network, f"The {network} network learned nothing.", "nothing learned")
+        raise NotMeasured(f"The {part} network learned nothing.")
     enough = _enough(highest, plan)
 
-    def largest(norm: str, seed: int) -> float:
-        trained = [r for r in rates if final(store[plan.run(network, norm, r, seed)]) >= enough]
-        return max(trained, default=_below(rates))
+    def largest(recipe: Recipe, seed: int) -> float:
+        ends = {rate: final(store[plan.run(part, recipe, rate, seed)]) for rate in rates}
+        return max((rate for rate in rates if ends[rate] >= enough), default=_below(rates))
 
-    limits = {norm: [largest(norm, seed) for seed in plan.seeds] for norm in NORMS}
-    if np.median(limits["plain"]) < rates[0]:
-        sentence = f"The plain {network} network trained with no learning rate of the grid."
-        return Finding(network, sentence, "no plain one")
-    higher = {norm: ratio(limits[norm], limits["plain"]) for norm in NORMS}
-    cells = {norm: _text(float(np.median(limits[norm])), rates) for norm in NORMS}
-    ours = higher["batchnorm"]
+    plain, ours = ([largest(recipe, seed) for seed in plan.seeds] for recipe in _RECIPES)
+    if np.median(plain) < rates[0]:
+        raise NotMeasured(f"The plain {part} network trained with no learning rate of the grid.")
+    factor = ratio(ours, plain)
+    without, with_ = (_text(float(np.median(limits)), rates) for limits in (plain, ours))
     return Finding(
-        network,
-        f"The {network} network trains up to the rate {cells['plain']} without normalization, "
-        f"and up to {cells['batchnorm']} with it: a factor of {ours}.",
-        str(ours),
-        cells,
-        [ours.low > 1],
+        part,
+        f"The {part} network trains up to the rate {without} without normalization, "
+        f"and up to {with_} with it: a factor of {factor}.",
+        str(factor),
+        without,
+        with_,
+        {"a larger rate trains with batch normalization": factor.low > 1},
         [
-            (
-                network,
-                STYLES[norm].name,
-                ", ".join(_text(limit, rates) for limit in limits[norm]),
-                "" if norm == "plain" else str(higher[norm]),
-            )
-            for norm in NORMS
+            Row("plain", "largest rate that trains", plain),
+            Row("batchnorm", "largest rate that trains", ours, factor),
         ],
     )
 
 
-def _highest(plan: Plan, store: Store, network: str) -> float:
+def _highest(plan: Plan, store: Store, part: str) -> float:
     """The best accuracy that any run of a network ends with."""
-    return max(final(store[run]) for run in plan.grid() if run.network == network)
+    return max(final(store[run]) for run in tasks(plan, part))
 
 
 def _enough(highest: float, plan: Plan) -> float:
@@ -80,32 +79,30 @@ def _text(limit: float, rates: tuple[float, ...]) -> str:
     return f"{'≥ ' if limit == rates[-1] else ''}{limit:g}"
 
 
-def charts(plan: Plan, store: Store) -> list[Chart]:
+def charts(plan: Plan, parts: Sequence[str], store: Store) -> list[Chart]:
     """Draw what each learning rate leads to."""
-    grids = [network for network, size in plan.sizes.items() if len(size.rates) > 1]
     caption = (
         "Held-out accuracy at the end of a run, by learning rate. Each dot is a seed, the lines "
         "join the medians. Runs above the dotted line count as trained."
     )
-    panels = [_panel(plan, store, network) for network in grids]
-    return [Chart("learning-rates", caption, panels)] if panels else []
+    return [Chart("learning-rates", caption, [_panel(plan, store, part) for part in parts])]
 
 
-def _panel(plan: Plan, store: Store, network: str) -> Panel:
-    rates = plan.sizes[network].rates
+def _panel(plan: Plan, store: Store, part: str) -> Panel:
+    rates = plan.networks[part].rates
     series = []
-    for norm in NORMS:
-        ends = [[100 * final(store[r]) for r in plan.runs(network, norm, rate)] for rate in rates]
+    for recipe in _RECIPES:
+        ends = [[100 * final(store[r]) for r in plan.runs(part, recipe, rate)] for rate in rates]
         x = [rate for rate, seeds in zip(rates, ends, strict=True) for _ in seeds]
-        series.append(Series(norm, x, [end for seeds in ends for end in seeds], mark="dots"))
-        series.append(Series(norm, rates, [float(np.median(seeds)) for seeds in ends]))
+        series.append(Series(recipe.norm, x, [e for seeds in ends for e in seeds], mark="dots"))
+        series.append(Series(recipe.norm, rates, [float(np.median(seeds)) for seeds in ends]))
     ticks = [(rate, f"{rate:g}") for rate in rates]
     return Panel(
-        network,
+        part,
         Axis("learning rate", rates[0] / 1.5, rates[-1] * 1.5, log=True, ticks=ticks),
         Axis("held-out accuracy at the end, %", 0, 102),
         series,
-        goal=(100 * _enough(_highest(plan, store, network), plan), "trained above this"),
+        goal=(100 * _enough(_highest(plan, store, part), plan), "trained above this"),
     )
 
 
@@ -126,8 +123,9 @@ CLAIM = Claim(
     "rates.",
     rule="It holds for a network if the factor's 95% interval over the seeds is above\u00a01.",
     unit="largest rate that trains",
-    headings=("network", "norm", "largest rate, seed by seed", "higher, by"),
-    tasks=Plan.grid,
+    parts=("sigmoid", "conv", "relu", "residual", "tanh", "elu"),
+    tasks=tasks,
     measure=measure,
     charts=charts,
+    any_network=True,
 )

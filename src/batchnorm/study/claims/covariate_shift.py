@@ -1,0 +1,220 @@
+"""Claim 8: a model that was trained on one distribution fails on another, and must be retrained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+import numpy as np
+from numpy.typing import NDArray
+
+from batchnorm.study.charts import Axis, Chart, Panel
+from batchnorm.study.claims.claim import Claim, Finding, Row
+from batchnorm.study.interval import difference
+from batchnorm.study.measures.covariate_shift import MOST, Seen, seen, under_shift
+from batchnorm.study.measures.drawing import curve, reaching
+from batchnorm.study.measures.runs import NotMeasured, learned, whole
+from batchnorm.study.plan import Plan
+from batchnorm.study.recipes import NORMALIZED, PLAIN, Recipe
+from batchnorm.study.shifts import SEVERITIES, SHIFTS
+from batchnorm.study.store import Store
+from batchnorm.study.training import Run
+
+_FAILED = 5.0  # points of accuracy: less is no failure
+_FLAGGED = 0.95  # of the shifts of each seed
+_STRONG = 3  # the severity from which a shift must be flagged
+_STYLES = ("plain", "after", "batchnorm", "ghost", "renormalized", "other")
+_ALL = "all shifts"
+
+
+def tasks(plan: Plan, part: str) -> list[Run]:
+    """Return the usual runs, without and with normalization."""
+    return [run for recipe in (PLAIN, NORMALIZED) for run in _runs(plan, part, recipe)]
+
+
+def _runs(plan: Plan, part: str, recipe: Recipe) -> list[Run]:
+    return plan.runs(part, recipe, probes=(under_shift,))
+
+
+def _conditions(plan: Plan, part: str, store: Store) -> dict[str, tuple[Seen, int]]:
+    """Return what was seen of each condition, and the place of its accuracy in a look.
+
+    The plain network is for comparison, and is left out where one of its runs broke off.
+    """
+    ours = seen(whole(store, _runs(plan, part, NORMALIZED)))
+    conditions = {"batchnorm": (ours, 0), "adapted": (ours, 1)}
+    with suppress(NotMeasured):
+        conditions = {"plain": (seen(whole(store, _runs(plan, part, PLAIN))), 0), **conditions}
+    return conditions
+
+
+def measure(plan: Plan, part: str, store: Store) -> Finding:
+    """Compare accuracies and scores, on inputs as they are and shifted."""
+    conditions = _conditions(plan, part, store)
+    ours, _ = conditions["batchnorm"]
+    clean = ours.clean[0]
+    if not learned(float(clean.mean()) / 100, plan):
+        raise NotMeasured(f"The {part} network learned nothing.")
+    worst, adapted = ours.looks[:, -1, 0].mean(0), ours.looks[:, -1, 1].mean(0)
+    fallen = difference(worst, clean, " points")
+    flagged = ours.looks[:, SEVERITIES.index(_STRONG) :, 2] > ours.highest
+    little, much = _won_back(ours)
+    without = (
+        f" (without normalization {conditions['plain'][0].looks[:, -1, 0].mean():.1f}%)"
+        if "plain" in conditions
+        else ""
+    )
+    return Finding(
+        part,
+        f"The {part} network has {clean.mean():.1f}% right, and under the strongest shifts "
+        f"{worst.mean():.1f}%{without}. The score of its moments flags {flagged.mean():.0%} of "
+        f"the shifts from severity {_STRONG} on. Adapted without labels, it has "
+        f"{adapted.mean():.1f}% right: clearly less than half of what was lost is won back under "
+        f"{_listed(little)}, about half or more under {_listed(much)}.",
+        str(fallen),
+        f"{clean.mean():.1f}%",
+        f"{worst.mean():.1f}%",
+        {
+            "fails under the strongest shifts": fallen.high < -_FAILED,
+            "the score flags shifts without labels": bool(flagged.mean() >= _FLAGGED),
+            "must be retrained, whatever the shift": bool(little) and not much,
+        },
+        _rows(conditions),
+    )
+
+
+def _won_back(of: Seen) -> tuple[list[str], list[str]]:
+    """Return after which shifts adaptation wins back less than half, and after which it does not.
+
+    A shift that does not make the network fail is in neither.
+    """
+    little: list[str] = []
+    much: list[str] = []
+    clean = of.clean[0]
+    for name, (worst, adapted, _) in zip(of.names, of.looks[:, -1], strict=True):
+        if difference(worst, clean).high < -_FAILED:
+            half_way = (worst + clean) / 2
+            (little if difference(adapted, half_way).high < 0 else much).append(name)
+    return little, much
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names) or "none"
+
+
+def _rows(conditions: Mapping[str, tuple[Seen, int]]) -> list[Row]:
+    right, strongest = "held-out examples right, %", f"severity {SEVERITIES[-1]}"
+    ours, _ = conditions["batchnorm"]
+    rows = [
+        Row(f"clean, {condition}", right, of.clean[look].tolist())
+        for condition, (of, look) in conditions.items()
+    ]
+    for place, name in enumerate(_names(ours)):
+        for condition, (of, look) in conditions.items():
+            values = _with_all(of)[place, -1, look]
+            lost = difference(values, of.clean[0], " points")
+            rows.append(Row(f"{name}, {strongest}, {condition}", right, values.tolist(), lost))
+    rows.append(Row("clean, the higher half", "score", ours.highest.tolist()))
+    middle = SEVERITIES.index(_STRONG)
+    for name, look in zip(ours.names, ours.looks, strict=True):
+        rows.append(Row(f"{name}, severity {_STRONG}", "score", look[middle, 2].tolist()))
+    return rows
+
+
+def _names(of: Seen) -> list[str]:
+    return [_ALL, *of.names]
+
+
+def _with_all(of: Seen) -> NDArray[np.float64]:
+    """The looks of each shift, after the mean of all shifts."""
+    return np.concatenate([of.looks.mean(0, keepdims=True), of.looks])
+
+
+def charts(plan: Plan, parts: Sequence[str], store: Store) -> list[Chart]:
+    """Draw accuracy and score by severity."""
+    found = {part: _conditions(plan, part, store) for part in parts}
+    ours = {part: of["batchnorm"][0] for part, of in found.items()}
+    return [
+        Chart(
+            "accuracy-under-shift",
+            "Accuracy on held-out examples that are shifted more and more, as the networks were "
+            "trained, and with batch normalization's moments re-estimated on other shifted "
+            "examples without labels. Lines are medians over the seeds, bands reach from the "
+            "lowest to the highest; severity 0 is no shift.",
+            [
+                _accuracies(part, place, found[part])
+                for place in range(max(len(_names(of)) for of in ours.values()))
+                for part in parts
+            ],
+            "Shift",
+            _ALL,
+        ),
+        Chart(
+            "shift-score",
+            "The distance between the moments that the network has kept and those of shifted "
+            "inputs, which needs no labels. Above the dotted line, which is the highest score of "
+            "clean inputs, a shift is flagged.",
+            [_scores(part, ours[part]) for part in parts],
+        ),
+    ]
+
+
+def _severity() -> Axis:
+    return Axis("severity", 0, SEVERITIES[-1], ticks=[(at, f"{at}") for at in (0, *SEVERITIES)])
+
+
+def _accuracies(part: str, place: int, conditions: Mapping[str, tuple[Seen, int]]) -> Panel:
+    name = _names(conditions["batchnorm"][0])[place]
+    lines = []
+    for condition, (of, look) in conditions.items():
+        values = np.vstack([of.clean[look], _with_all(of)[place, :, look]])
+        style = "after" if condition == "adapted" else condition
+        lines.append(curve(style, (0, *SEVERITIES), values.T.tolist(), condition))
+    y = Axis("held-out accuracy, %", 0, 102)
+    return Panel(f"{part}, {name}", _severity(), y, lines, choice=name)
+
+
+def _scores(part: str, of: Seen) -> Panel:
+    lines = [
+        curve(style, SEVERITIES, look[:, 2].clip(1e-9).T.tolist(), name)
+        for style, name, look in zip(_STYLES, of.names, of.looks, strict=False)
+    ]
+    highest = float(np.median(of.highest))
+    values = [*(line.low for line in lines), *(line.high for line in lines), [highest]]
+    label = "score of the moments"
+    y = reaching(label, values, log=True)
+    return Panel(part, _severity(), y, lines, goal=(highest, "clean"))
+
+
+CLAIM = Claim(
+    number=8,
+    name="covariate_shift",
+    title="Covariate shift makes a model fail",
+    says="A model that was trained on one distribution fails on another, and must be retrained. "
+    "Against the second part: the kept moments of batch normalization are what a shift of style "
+    "makes wrong, and re-estimating them on inputs without labels wins back much of the accuracy "
+    "(Li et al. 2016, arXiv:1603.04779; Nado et al. 2020, arXiv:2006.10963; Schneider et al. 2020, "
+    "arXiv:2006.16971). It does less for shifts that change the content, and for natural ones "
+    "(Nado et al.).",
+    source="lecture notes; Shimodaira 2000, Improving predictive inference under covariate shift; "
+    "the shifts follow Hendrycks & Dietterich 2019 (arXiv:1903.12261)",
+    measured="At the end of runs with the usual learning rate, the held-out examples are split "
+    f"into two halves of at most {MOST}. Both are shifted in each of "
+    f"{len(SHIFTS)} ways (of which features bear fewer than pictures), in {len(SEVERITIES)} "
+    "severities. Accuracy is on the second half: as the network was trained; and adapted, with the "
+    "moments of all layers re-estimated by batchnorm.calibrate on the first half, without labels, "
+    "and nothing learned anew. The score is the symmetric Kullback-Leibler divergence between the "
+    "normal distributions of the kept and the re-estimated moments, the mean over a layer's "
+    "channels, then over the layers.",
+    rule=f"It holds for a network if, as the mean over the shifts at severity {SEVERITIES[-1]}, "
+    f"the accuracy falls by more than {_FAILED:g} points; if the score of at least "
+    f"{_FLAGGED:.0%} of all shifts from severity {_STRONG} on is above that of either half of the "
+    f"clean inputs, over all seeds; and if under every shift that takes more than {_FAILED:g} "
+    "points at that severity, adaptation wins back less than half of them: each with the whole 95% "
+    "interval over the seeds.",
+    unit=f"held-out accuracy: clean, and at severity {SEVERITIES[-1]}",
+    parts=("conv", "relu", "residual", "sigmoid"),
+    tasks=tasks,
+    measure=measure,
+    charts=charts,
+)

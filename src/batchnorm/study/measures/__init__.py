@@ -1,0 +1,1 @@
+"""What the claims measure and draw: on runs, inside them, and without any."""
