@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 from batchnorm.study.markdown import escaped, rows
 from batchnorm.study.story import heading, lines
 from batchnorm.study.summary import Summary, read
+from batchnorm.study.tasks import StudyError
 
 ROOT = Path(__file__).parent.parent
 STUDY = ROOT / "study"
@@ -19,7 +21,15 @@ BEGIN, END = "<!-- study table: written by `make readme` -->", "<!-- end of stud
 
 def main() -> None:
     """Put a table into README.md, the report and the pictures into docs/."""
-    found = read(STUDY)
+    try:
+        found, paper = read(STUDY), read(PAPER)
+    except StudyError as error:
+        sys.exit(f"Error: {error}")
+    if missing := [verdict.name for verdict in found.verdicts if verdict.left_out]:
+        sys.exit(
+            f"Error: {STUDY}: parts of {', '.join(missing)} were left out for time, expected a "
+            "whole study; do it again with --budget full"
+        )
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
@@ -28,7 +38,7 @@ def main() -> None:
 
     shutil.rmtree(PICTURES, ignore_errors=True)
     PICTURES.mkdir(parents=True)
-    for folder, summary in ((STUDY, found), (PAPER, read(PAPER))):
+    for folder, summary in ((STUDY, found), (PAPER, paper)):
         for name in (name for verdict in summary.verdicts for name, _ in verdict.figures):
             shutil.copy(folder / "figures" / f"{name}.png", PICTURES)
     page = (STUDY / "report.md").read_text(encoding="utf-8").replace("(figures/", "(images/study/")
@@ -42,7 +52,7 @@ def brief(found: Summary) -> str:
         first, *_ = lines(verdict.findings)
         claim = f"{heading(verdict.number, verdict.title)} ({verdict.unit})"
         told.append((claim, verdict.answer, *first))
-    headings = ("claim", "verdict", "first part", "without", "with", "effect")
+    headings = ("claim", "verdict", "first part", "from", "to", "effect")
     question = f"**What did batch normalization do on {escaped(found.data)}?**"
     return f"{question}\n\n{rows(headings, told, 'lllrrl')}"
 

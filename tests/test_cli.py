@@ -165,11 +165,13 @@ def test_a_study_from_end_to_end(tmp_path, monkeypatch):
     assert "within" in shown.stdout  # the numbers of torch.nn
     assert max(map(len, shown.stdout.splitlines()[:-1])) <= 80  # the last one is a path
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "batchnorm study --data digits --claims 1 --budget full" in page
+    assert "batchnorm study --data digits --claims 1 --budget full --out study-1" in page
+    whole = f"--data digits --claims 1,agreement,20 --budget 3m --out {tmp_path}"
+    assert f"batchnorm study {whole}" in page
     left = {file.name for file in tmp_path.iterdir()}
     assert left == {
         *("effects.csv", "figures", "report.html", "report.md", "results.csv", "results.jsonl"),
-        *("study.json", "table.md"),
+        "study.json",
     }
     lines = (tmp_path / "results.jsonl").read_bytes()
     kinds = {json.loads(line)["kind"] for line in lines.splitlines()}

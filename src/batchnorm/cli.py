@@ -73,7 +73,10 @@ def conduct_study(
         str, typer.Option(help="The time it may take: 90s, 3m, 30m, 2h, or full for all.")
     ] = "3m",
     paper: Annotated[
-        bool, typer.Option("--paper", help="Repeat figure 1 of the original paper instead.")
+        bool,
+        typer.Option(
+            "--paper", help="Repeat figure 1 of the original paper instead, whatever the budget."
+        ),
     ] = False,
     extend: Annotated[
         list[str] | None,

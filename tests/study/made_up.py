@@ -127,7 +127,7 @@ def hostile():
         [Row(HOSTILE, HOSTILE, [1.0], Interval(1.0, 0.5, 2.0, HOSTILE))],
     )
     return Judgement(
-        claim(0, 'hostile"><b>', parts=(HOSTILE,), **dict.fromkeys(words, HOSTILE)),
+        claim(0, "hostile", parts=(HOSTILE,), **dict.fromkeys(words, HOSTILE)),
         [found],
         [Chart(f"../{HOSTILE}", HOSTILE, panels, HOSTILE, HOSTILE)],
         (HOSTILE,),

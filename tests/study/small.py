@@ -9,9 +9,10 @@ from batchnorm.study import recipes
 from batchnorm.study.claims import judge
 from batchnorm.study.data import DataSet, load
 from batchnorm.study.networks import NETWORKS
+from batchnorm.study.observation import Result
 from batchnorm.study.plan import Plan, plan
 from batchnorm.study.recipes import PLAIN
-from batchnorm.study.training import Result, Run
+from batchnorm.study.training import Run
 
 
 def small_data(name="small"):

@@ -7,9 +7,12 @@ import shutil
 import pytest
 from rich.console import Console
 from study.made_up import HOSTILE, hostile, judgements, story
+from study.small import small_data, small_plan, studied
 
+from batchnorm.study.claims import all_claims
 from batchnorm.study.compare import compare
 from batchnorm.study.report import write
+from batchnorm.study.store import Store
 
 api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(
@@ -69,6 +72,19 @@ def evil(tmp_path_factory):
     return write(tmp_path_factory.mktemp("evil"), story(HOSTILE, [hostile()], HOSTILE))
 
 
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """Every claim of the study, of one network after a few steps; and the page of it."""
+    folder, data = tmp_path_factory.mktemp("real"), small_data()
+    made = small_plan(data, steps=40)
+    with Store(folder) as store:
+        told = [
+            studied(claim, "relu" if "relu" in claim.parts else claim.parts[0], made, data, store)
+            for claim in all_claims()
+        ]
+    return told, write(folder, story("digits", told))
+
+
 @pytest.fixture
 def visit(browser):
     """Open a file, and assert at the end that nothing went wrong on the page."""
@@ -118,6 +134,24 @@ def test_every_measured_claim_has_its_picture(visit, report, width):
     assert page.evaluate("document.scrollingElement.scrollWidth") == width
 
 
+@pytest.mark.parametrize("width", [1200, 400])
+def test_so_has_every_claim_of_the_study(visit, real, width):
+    told, path = real
+    page = visit(path, width)
+    drawn(page)
+    measured = [judgement.claim.name for judgement in told if judgement.answer != "not measured"]
+    assert len(told) == len(page.query_selector_all("main > section"))
+    assert len(measured) >= len(told) - 3
+    for name in measured:
+        sizes = page.evaluate(SIZES, f"#{name} .plot")
+        assert sizes, name
+        for across, high, room in sizes:
+            assert min(across, high) > 250, name
+            assert room >= -0.5, name
+    assert page.evaluate(CLIPPED) == []
+    assert page.evaluate("document.scrollingElement.scrollWidth") == width
+
+
 @pytest.mark.parametrize(("name", "width"), [("report", 320), ("evil", 400), ("evil", 1200)])
 def test_the_page_is_as_wide_as_its_window(visit, request, name, width):
     page = visit(request.getfixturevalue(name), width)
@@ -140,21 +174,21 @@ def titles(page, figure):
 
 def test_a_reader_chooses(visit, report):
     page = visit(report)
-    assert titles(page, "parts") == ["sigmoid, a", "sigmoid, b"]
-    page.select_option("#figure-parts select", "conv")
-    assert titles(page, "parts") == ["conv, a", "conv, b"]
-    page.select_option("#figure-parts select", "")
-    assert len(titles(page, "parts")) == 6
-    drawn(page, "#figure-parts .plot")
-    assert titles(page, "choices") == ["sigmoid, 2"]
-    page.select_option('#figure-choices [data-name="choice"]', "1")
-    assert titles(page, "choices") == ["sigmoid, 1"]
-    page.select_option('#figure-choices [data-name="part"]', "relu")
-    assert titles(page, "choices") == ["relu, 1"]
-    drawn(page, "#figure-choices .plot")
-    page.select_option('#figure-choices [data-name="choice"]', "3")
-    assert titles(page, "choices") == []
-    assert page.is_visible("#figure-choices >> text=This was not tried.")
+    assert titles(page, "does_not_hold-parts") == ["sigmoid, a", "sigmoid, b"]
+    page.select_option("#figure-does_not_hold-parts select", "conv")
+    assert titles(page, "does_not_hold-parts") == ["conv, a", "conv, b"]
+    page.select_option("#figure-does_not_hold-parts select", "")
+    assert len(titles(page, "does_not_hold-parts")) == 6
+    drawn(page, "#figure-does_not_hold-parts .plot")
+    assert titles(page, "depends-choices") == ["sigmoid, 2"]
+    page.select_option('#figure-depends-choices [data-name="choice"]', "1")
+    assert titles(page, "depends-choices") == ["sigmoid, 1"]
+    page.select_option('#figure-depends-choices [data-name="part"]', "relu")
+    assert titles(page, "depends-choices") == ["relu, 1"]
+    drawn(page, "#figure-depends-choices .plot")
+    page.select_option('#figure-depends-choices [data-name="choice"]', "3")
+    assert titles(page, "depends-choices") == []
+    assert page.is_visible("#figure-depends-choices >> text=This was not tried.")
 
 
 def luminance(colour):
@@ -200,10 +234,10 @@ def test_paper_has_all_parts_and_cuts_nothing_off(visit, report):
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     page.set_viewport_size({"width": 700, "height": 1000})  # A4 or Letter, within margins
     page.emulate_media(media="print")
-    assert titles(page, "parts") == [
+    assert titles(page, "does_not_hold-parts") == [
         f"{part}, {x}" for x in "ab" for part in ("sigmoid", "conv", "relu")
     ]
-    assert titles(page, "choices") == ["sigmoid, 2", "conv, 2", "relu, 2"]
+    assert titles(page, "depends-choices") == ["sigmoid, 2", "conv, 2", "relu, 2"]
     sizes = page.evaluate(SIZES, ".plot")
     assert len(sizes) == 2 + 2 + 6 + 3 + 1
     assert all(across == 330 and high > 250 and room >= -0.5 for across, high, room in sizes)
@@ -215,9 +249,11 @@ def test_paper_has_all_parts_and_cuts_nothing_off(visit, report):
     page.emulate_media(media="screen")
     page.set_viewport_size({"width": 1200, "height": 900})
     page.evaluate("dispatchEvent(new Event('afterprint'))")
-    page.select_option("#figure-parts select", "conv")
+    page.select_option("#figure-does_not_hold-parts select", "conv")
     drawn(page)
-    assert all(across > 400 for across, *_ in page.evaluate(SIZES, "#figure-parts .plot"))
+    assert all(
+        across > 400 for across, *_ in page.evaluate(SIZES, "#figure-does_not_hold-parts .plot")
+    )
 
 
 def test_a_name_is_text_in_a_picture_too(visit, evil):

@@ -71,6 +71,12 @@ def test_what_is_shared_costs_once_and_jobs_share_the_work():
     assert chosen(claims, 25 + 0.51 * COST, jobs=2)["a"] == (["conv"], [])
 
 
+def test_what_is_done_already_costs_nothing():
+    claims = [claim("a", ("conv",), of_runs), claim("b", ("relu",), of_runs)]
+    (first, second) = choose(claims, PLAN, PACES, 26, 1, set(of_runs(PLAN, "conv")))
+    assert (first.parts, second.parts) == (["conv"], [])
+
+
 def test_what_must_be_alone_is_not_shared():
     def times(plan, part):
         return [Timing(plan.data, plan.networks[part], plan.repeats)]

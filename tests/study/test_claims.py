@@ -1,14 +1,19 @@
 """The claims as a whole: found, complete, sharing their runs, and judged by their checks alone."""
 
+import ast
+from pathlib import Path
+
 import numpy as np
 import pytest
 from study.small import plan_of, result, small_data, small_plan
 
+from batchnorm.study import claims
 from batchnorm.study.budget import parts_of
 from batchnorm.study.charts import STYLES
 from batchnorm.study.claims import Claim, Finding, Judgement, Row, all_claims, judge
+from batchnorm.study.interval import difference
 from batchnorm.study.measures.drawing import beside, curve, reaching
-from batchnorm.study.measures.runs import NotMeasured, best_rate, each, final, learned, whole
+from batchnorm.study.measures.runs import NotMeasured, each, final, learned, whole
 from batchnorm.study.networks import NETWORKS
 from batchnorm.study.recipes import PLAIN
 from batchnorm.study.store import Store
@@ -50,6 +55,7 @@ def test_all_claims_of_the_notes_are_there():
 def test_a_claim_is_whole(claim):
     for text in (claim.title, claim.says, claim.source, claim.measured, claim.rule, claim.unit):
         assert text.strip() == text != ""
+        assert "  " not in text
     assert len(claim.title) <= 48
     assert claim.measured.endswith(".")
     assert claim.rule.endswith(".")
@@ -81,6 +87,25 @@ def test_probes_have_names_of_their_own():
         for probe in getattr(task, "probes", ())
     }
     assert len({probe.__name__ for probe in probes}) == len(probes)
+
+
+def test_no_two_charts_are_kept_in_one_file():
+    calls = [
+        node
+        for file in Path(claims.__file__).parent.glob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Chart"
+    ]
+    names = [ast.literal_eval(call.args[0]) for call in calls]
+    assert len(names) > len(CLAIMS)
+    assert len(set(names)) == len(names)
+
+
+def test_seeds_without_a_difference_seldom_show_one():
+    random = np.random.default_rng(0)
+    studies = [difference(*random.normal(size=(2, 5))) for _ in range(500)]
+    for wrong in ([of.low > 0 for of in studies], [of.high < 0 for of in studies]):
+        assert 0 < np.mean(wrong) < 0.06
 
 
 @pytest.mark.parametrize("claim", BY_NAME)
@@ -145,12 +170,6 @@ class TestMeasures:
         plan = plan_of(1.0)
         assert not learned(0.18, plan)
         assert learned(0.2, plan)
-
-    def test_the_best_rate_is_that_of_the_highest_accuracy(self, store):
-        plan = plan_of(0.1, 1.0, 10.0)
-        for run in plan.grid("conv", [PLAIN]):
-            store.add(run, result([0.9 if run.learning_rate == 1.0 else 0.5, 0.1]))
-        assert best_rate(plan, store, "conv", PLAIN) == 1.0
 
     def test_runs_that_broke_off_are_not_measured(self, store):
         runs = plan_of(1.0).runs("conv", PLAIN)

@@ -48,7 +48,7 @@ def test_a_summary_is_read_as_it_was_written(first):
         assert verdict.name == judgement.claim.name
         assert verdict.answer == judgement.answer
         assert verdict.left_out == list(judgement.left_out)
-        assert [name for name, _ in verdict.figures] == [c.file for c in judgement.charts]
+        assert [name for name, _ in verdict.figures] == list(judgement.figures)
         assert verdict.findings == [replace(known, rows=()) for known in judgement.findings]
 
 
@@ -86,7 +86,7 @@ def test_a_picture_may_be_gone(first, second, tmp_path):
     folder.mkdir()
     (folder / NAME).write_bytes((first / NAME).read_bytes())
     _, page = compared(first, folder, tmp_path)
-    assert "curves: the picture is not there." in page
+    assert "holds-curves: the picture is not there." in page
 
 
 class TestRefused:
@@ -145,3 +145,10 @@ class TestRefused:
         with pytest.raises(StudyError):
             compare(first, tmp_path, tmp_path / "c.html", console=Console(file=io.StringIO()))
         assert list(tmp_path.iterdir()) == []
+
+    def test_a_page_in_a_folder_that_is_not_there(self, first, tmp_path):
+        out = tmp_path / "no" / "c.html"
+        with pytest.raises(
+            StudyError, match=r"c\.html: No such file or directory; name a file in a"
+        ):
+            compare(first, first, out, console=Console(file=io.StringIO()))

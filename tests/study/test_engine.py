@@ -158,12 +158,13 @@ def test_a_folder_for_event_files_that_cannot_be_stops_before_any_task(tmp_path)
 def test_progress_says_what_is_running(tmp_path):
     terminal = Console(file=io.StringIO(), force_terminal=True, width=80)
     with Store(tmp_path) as store:
-        tasks = [*errands("one errand"), Lonely("small", "a lonely one")]
+        tasks = [*errands("one errand", "net[/b]\a"), Lonely("small", "a lonely one")]
         complete(tasks, DATA, store, console=terminal, jobs=1)
     shown = terminal.file.getvalue()
     assert "one errand" in shown
+    assert "net[/b]\\x07" in shown
     assert "a lonely one" in shown
-    assert "2/2" in shown
+    assert "3/3" in shown
 
 
 KILLED = """

@@ -1,12 +1,14 @@
 """Event files: where they are asked for they are there at once, and elsewhere there is nothing."""
 
 import builtins
+import errno
 import math
 import sys
 import time
 
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from torch.utils.tensorboard import SummaryWriter
 
 from batchnorm.study import events
 
@@ -19,6 +21,12 @@ def read(folder):
         for event in LegacyEventFileLoader(str(path)).Load()
         for value in event.summary.value
     ]
+
+
+def write(folder, name):
+    with events.into(folder), events.writer(name) as writer:
+        writer.add(1, loss=1.0)
+        return "written"
 
 
 def test_without_a_folder_nothing_is_written_or_imported(tmp_path, monkeypatch):
@@ -75,7 +83,9 @@ def test_a_writer_is_closed_and_the_folder_forgotten_after_a_failure(tmp_path):
     assert not (tmp_path / "b").exists()
 
 
-@pytest.mark.parametrize("name", ["../up", "a/b", "/etc", "..", "", ".", "a:b\\c", "x" * 400])
+@pytest.mark.parametrize(
+    "name", ["../up", "a/b", "/etc", "..", "", ".", "a:b\\c", "x" * 400, "é" * 150, "\ud800"]
+)
 def test_every_name_stays_in_the_folder(tmp_path, name):
     folder = tmp_path / "folder"
     with events.into(folder), events.writer(name) as writer:
@@ -83,6 +93,32 @@ def test_every_name_stays_in_the_folder(tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
     (inside,) = folder.iterdir()
     assert read(inside) == [(1, "loss", 1.0)]
+
+
+@pytest.mark.parametrize("names", [("é" * 150 + "1", "é" * 150 + "2"), ("a/b", "a:b"), ("", "_")])
+def test_names_that_differ_have_folders_of_their_own(tmp_path, names):
+    for name in names:
+        write(tmp_path, name)
+    assert len([*tmp_path.iterdir()]) == 2
+
+
+def test_files_that_cannot_be_made_stop_nothing_and_are_told_of_once(tmp_path):
+    (tmp_path / "a").touch()
+    (tmp_path / "b").touch()
+    with pytest.warns(UserWarning, match="event files cannot be written: .") as told:
+        assert [write(tmp_path, name) for name in ("a", "b")] == ["written"] * 2
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("method", ["add_scalar", "close"])
+def test_a_disk_that_is_full_later_stops_nothing(tmp_path, monkeypatch, method):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, method, full)
+    with pytest.warns(UserWarning, match="No space left on device") as told:
+        assert [write(tmp_path, name) for name in ("a", "b")] == ["written"] * 2
+    assert len(told) == 1
 
 
 def test_missing_tensorboard_is_noticed(tmp_path, monkeypatch):

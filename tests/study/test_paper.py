@@ -6,14 +6,15 @@ import torch
 from study.small import small_data, small_plan, studied
 from torch import nn
 
+import batchnorm as bn
 from batchnorm.study import paper
 from batchnorm.study.claims import judge
 from batchnorm.study.interactive import figure
 from batchnorm.study.networks import maps, norms
+from batchnorm.study.observation import Result, State
 from batchnorm.study.paper import CLAIM, STEPS, last_inputs
 from batchnorm.study.pictures import png
 from batchnorm.study.store import Store
-from batchnorm.study.training import Result, State
 
 DATA = small_data()
 
@@ -33,7 +34,7 @@ def test_the_runs_are_those_of_the_paper():
     assert STEPS == 50_000
 
 
-def test_the_percentiles_are_of_one_unit_in_evaluation():
+def test_the_percentiles_are_of_one_unit():
     model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Sigmoid(), nn.Linear(2, 2), nn.Sigmoid())
     with torch.no_grad():
         model[2].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
@@ -43,8 +44,18 @@ def test_the_percentiles_are_of_one_unit_in_evaluation():
     state = State(model.train(), 0, False, 1.0, (x, x), (x, x), (x, x), DATA)
     expected = np.percentile(np.linspace(0.01, 0.99, 99), (15, 50, 85))
     assert last_inputs(state) == pytest.approx(expected.tolist(), rel=1e-5)
-    assert model.training
     assert not model[3]._forward_pre_hooks
+
+
+def test_they_are_normalized_by_their_own_moments_without_a_trace():
+    model = nn.Sequential(nn.Linear(1, 1), bn.BatchNorm1d(1), nn.Sigmoid())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x = 100 + 50 * torch.randn(200, 1, generator=torch.Generator().manual_seed(0))
+    state = State(model, 0, False, 1.0, (x, x), (x, x), (x, x), DATA)
+    z = ((x - x.mean()) / x.std(correction=0)).numpy() * np.sign(model[0].weight.item())
+    assert last_inputs(state) == pytest.approx(np.percentile(z, (15, 50, 85)).tolist(), abs=1e-3)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def judged(store, sooner, steadier):
@@ -74,6 +85,8 @@ def test_the_verdict_is_of_steps_and_percentiles(store, sooner, steadier, answer
     judgement = judged(store, sooner, steadier)
     assert judgement.answer == answer
     assert judgement.findings[0].without == "1000"
+    # Each percentile ranges by twice the drift, and the spread is 2 at every look.
+    assert judgement.findings[0].rows[4].values == pytest.approx([5.0, 5.0])
     (chart,) = judgement.charts
     assert [panel.title for panel in chart.panels] == ["(a) accuracy", "(b) plain", "(c) batchnorm"]
     assert [line.name for line in chart.panels[1].series] == ["15%", "50%", "85%"]

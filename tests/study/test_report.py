@@ -2,11 +2,14 @@
 
 import io
 import json
+import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from PIL import Image
 from plotly import graph_objects
@@ -15,6 +18,7 @@ from study.made_up import (
     HOSTILE,
     NETWORKS,
     bars,
+    claim,
     finding,
     hostile,
     judgements,
@@ -24,15 +28,18 @@ from study.made_up import (
 )
 
 from batchnorm.study.charts import STYLES, Axis, Chart, Panel, Series
-from batchnorm.study.claims import Judgement
+from batchnorm.study.claims import Finding, Judgement, Row, judge
 from batchnorm.study.interactive import figure
+from batchnorm.study.interval import Interval
 from batchnorm.study.markdown import code, escaped, table, text
 from batchnorm.study.markup import document
 from batchnorm.study.pictures import files
 from batchnorm.study.report import write
 from batchnorm.study.story import mark
 from batchnorm.study.table import terminal
+from batchnorm.study.tasks import StudyError
 
+UNEVEN = Series("plain", [0, 1], [1])
 HARMLESS = HOSTILE.replace("\ud800", "?")  # UTF-8 cannot say it
 ANSWERS = ["holds", "does not hold", "depends", "not measured", "not measured", "holds"]
 
@@ -143,7 +150,7 @@ class TestPage:
 
 class TestFiles:
     def test_each_picture_is_there_as_png_and_svg(self, folder):
-        names = {chart.file for judgement in judgements() for chart in judgement.charts}
+        names = {name for judgement in judgements() for name in judgement.figures}
         found = sorted(file.name for file in (folder / "figures").iterdir())
         assert found == sorted(f"{name}.{suffix}" for name in names for suffix in ("png", "svg"))
         assert all(re.fullmatch(r"[\w-]+", name, re.ASCII) for name in names)
@@ -162,8 +169,53 @@ class TestFiles:
         assert b">batchnorm</text>" in first["svg"]  # letters, not outlines
 
     def test_nothing_but_the_report_is_left(self, folder):
-        names = "report.html report.md table.md figures results.csv effects.csv study.json"
+        names = "report.html report.md figures results.csv effects.csv study.json"
         assert {file.name for file in folder.iterdir()} == set(names.split())
+
+    def test_no_two_pictures_have_one_name(self):
+        charts = [Chart(name, "", [bars("a")]) for name in ("a b", "a/b", "", "x" * 300, "x" * 200)]
+        names = list(Judgement(claim(1, "mine"), [], charts).figures)
+        assert names[:3] == ["mine-a-b", "mine-a-b-2", "mine"]
+        assert len(set(names)) == 5
+        assert max(map(len, names)) == 80
+        (other,) = Judgement(claim(2, "yours"), [], charts[:1]).figures
+        assert other == "yours-a-b"
+
+    def test_pictures_of_an_earlier_report_are_removed_and_no_others(self, tmp_path):
+        first, second, *_ = judgements()
+        write(tmp_path, story("x", [first, second]))
+        (tmp_path / "figures" / "my-own.png").write_bytes(b"mine")
+        write(tmp_path, story("x", [second]))
+        found = {file.name for file in (tmp_path / "figures").iterdir()}
+        assert found == {
+            *("does_not_hold-parts.png", "does_not_hold-parts.svg", "my-own.png"),
+        }
+
+    def test_what_cannot_be_drawn_is_left_away(self, tmp_path):
+        good = Chart("good", "good.", [bars("a")])
+        bad = [
+            Chart("style", "", [lines("a", styles=["no such style"])]),
+            Chart("caption", 5, [bars("a")]),
+            Chart("lengths", "", [Panel("a", Axis("", 0, 1), Axis("", 0, 1), [UNEVEN])]),
+            Chart("ends", "", [Panel("a", Axis("", 0, 1), Axis("", math.nan, 1), [])]),
+            Chart(
+                "hidden", "", [bars("a"), Panel("a", *[Axis("", math.inf, 1)] * 2, [], None, "2")]
+            ),
+            Chart("none", "", None),
+            "no chart",
+        ]
+        told = Judgement(claim(1, "mine"), [finding("a")], [*bad[:3], good, *bad[3:]])
+        with pytest.warns(UserWarning, match="a picture of 'title of mine' cannot be") as caught:
+            write(tmp_path, story("x", [told]))
+        assert len([each for each in caught if "cannot be drawn" in str(each.message)]) == len(bad)
+        assert 'id="figure-mine-good"' in (tmp_path / "report.html").read_text(encoding="utf-8")
+        found = {file.name for file in (tmp_path / "figures").iterdir()}
+        assert found == {"mine-good.png", "mine-good.svg"}
+
+    def test_a_file_in_place_of_the_folder_is_named(self, tmp_path):
+        (tmp_path / "figures").write_text("")
+        with pytest.raises(StudyError, match="figures: File exists; move it away, or name another"):
+            write(tmp_path, story("x", []))
 
     def test_a_file_is_whole_or_as_it_was(self, tmp_path, monkeypatch):
         write(tmp_path, story("x", []))
@@ -175,9 +227,52 @@ class TestFiles:
             raise OSError("no space left")
 
         monkeypatch.setattr(Path, "write_bytes", torn)
-        with pytest.raises(OSError, match="no space left"):
+        with pytest.raises(StudyError, match=r"results\.csv: no space left"):
             write(tmp_path, story("y", []))
         assert (tmp_path / "report.html").read_bytes() == before
+
+
+class TestExtension:
+    """What somebody's claim tells is told, or said to have failed."""
+
+    @pytest.mark.parametrize(
+        ("told", "reason"),
+        [
+            ({"rows": [Row("a", "b", ["1.0"])]}, "TypeError: must be real number, not str"),
+            ({"rows": [Row("a", "b", [math.nan])]}, "ValueError: b of a is not finite"),
+            ({"rows": [Row("a", "b", [1.0], 3.5)]}, "TypeError: the effect 3.5 is no Interval"),
+            ({"rows": [Row("a", "b", [1.0], Interval("1", 0, 2))]}, "TypeError: bad operand"),
+            ({"rows": [Row("a", None, [1.0])]}, "TypeError: None is no text"),
+            ({"rows": None}, "TypeError: 'NoneType' object is not iterable"),
+            ({"effect": 2.0}, "TypeError: 2.0 is no text"),
+            ({"checks": {1: True}}, "TypeError: 1 is no text"),
+        ],
+    )
+    def test_what_cannot_be_told(self, told, reason, tmp_path):
+        found = Finding("a", "It is.", **{"checks": {"is": True}} | told)
+        mine = replace(claim(21, "mine"), measure=lambda *_: found, charts=lambda *_: [])
+        judgement = judge(mine, ["a"], None, None)
+        assert judgement.answer == "not measured"
+        assert judgement.findings[0].sentence.startswith(f"Measuring failed: {reason}")
+        write(tmp_path, story("x", [judgement]))
+
+    def test_numbers_of_numpy_are_numbers(self, tmp_path):
+        values = np.array([1, 2], dtype=np.float32)
+        found = Finding("a", "", checks={"is": values[0] < 2}, rows=[Row("a", "b", values)])
+        mine = replace(claim(21, "mine"), measure=lambda *_: found, charts=lambda *_: iter(()))
+        judgement = judge(mine, ["a"], None, None)
+        assert judgement.findings[0].rows == [Row("a", "b", [1.0, 2.0])]
+        assert judgement.answer == "holds"
+        write(tmp_path, story("x", [judgement]))
+
+    @pytest.mark.parametrize("name", ["", "a b", "../a", "x" * 41, "\u00e9"])
+    def test_a_claim_whose_name_is_no_name_for_files(self, name):
+        with pytest.raises(ValueError, match="at most 40 letters, digits and underscores"):
+            claim(21, name)
+
+    def test_a_claim_whose_title_is_no_text(self):
+        with pytest.raises(TypeError, match="the claim mine: its title is no text"):
+            claim(21, "mine", title=None)
 
 
 class TestTable:
@@ -211,7 +306,7 @@ class TestTable:
 class TestMarkdown:
     def test_the_table_has_a_line_for_each_part(self):
         rows = [line for line in table(story()).splitlines() if line.startswith("|")]
-        assert rows[0] == "| claim | verdict | part | without | with | effect |"
+        assert rows[0] == "| claim | verdict | part | from | to | effect |"
         assert len(rows) == 2 + 3 * len(NETWORKS) + 1 + 1 + 1
         assert all(row.count("|") == 7 for row in rows)
         assert rows[2].startswith("| 1. title of holds (unit of holds) | holds | ✓ sigmoid | 862 |")
@@ -219,10 +314,13 @@ class TestMarkdown:
 
     def test_the_report_has_the_pictures_and_the_numbers(self):
         told = text(story())
-        assert "![curves.](figures/curves.png)" in told
+        assert "![curves.](figures/holds-curves.png)" in told
         assert "| sigmoid | plain | steps | 884 | 900, 804, 884 |  |" in told
         assert "- ✗ relu: check 0" in told
-        assert "```sh\nbatchnorm study --data digits --claims 3 --budget full\n```" in told
+        assert (
+            "```sh\nbatchnorm study --data digits --claims 3 --budget full --out study-3\n```"
+            in told
+        )
 
     def test_a_name_is_text(self):
         told = text(story(HOSTILE, [hostile()], HOSTILE))

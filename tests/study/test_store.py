@@ -8,10 +8,11 @@ import pytest
 from study.errands import Asking, Errand, Note
 
 from batchnorm.study.networks import NETWORKS
+from batchnorm.study.observation import Result
 from batchnorm.study.recipes import PLAIN
 from batchnorm.study.store import Store
 from batchnorm.study.tasks import StudyError
-from batchnorm.study.training import Result, Run
+from batchnorm.study.training import Run
 
 TASK = Errand("digits", "go")
 NOTE = Note(values=[2.25, 1 / 3], process=7)

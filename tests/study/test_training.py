@@ -14,9 +14,10 @@ from batchnorm.study import tasks
 from batchnorm.study.data import load
 from batchnorm.study.descent import batches, next_evaluation, one_thread, step
 from batchnorm.study.networks import NETWORKS, build
+from batchnorm.study.observation import Result
 from batchnorm.study.recipes import NORMALIZED, PLAIN, TORCH, Recipe
-from batchnorm.study.tasks import Outcome
-from batchnorm.study.training import Result, Run, train
+from batchnorm.study.tasks import NotMeasured, Outcome
+from batchnorm.study.training import Run, train
 
 DATA = small_data()
 SIGMOID = NETWORKS["sigmoid"]
@@ -205,6 +206,40 @@ def test_a_run_that_broke_off_has_been_looked_at():
     assert probed.broken("lost").reason == "lost"
 
 
+def failing(state):
+    if state.step:
+        raise RuntimeError("no luck")
+    return 1.0
+
+
+def test_a_probe_that_fails_stops_nothing_else():
+    probed = replace(RUN, steps=4, probes=(failing, last_bias))
+    result = train(probed, DATA)
+    assert result.reason == ""
+    assert result.losses == train(replace(RUN, steps=4), DATA).losses
+    assert len(result.seen(last_bias)) == 4
+    with pytest.raises(NotMeasured, match=r"Looking failed \(failing\): RuntimeError: no luck\."):
+        result.seen(failing)
+    assert probed.answered_by(result)
+
+
+def test_a_probe_of_another_version_has_not_looked(monkeypatch):
+    probed = replace(RUN, probes=(last_bias,))
+    result = train(probed, DATA)
+    assert probed.answered_by(result)
+    module = sys.modules[last_bias.__module__]
+    monkeypatch.setitem(tasks.VERSIONS, module.__name__, "@2")
+    assert not probed.answered_by(result)
+
+
+def test_a_whole_result_stays_when_a_second_attempt_is_lost():
+    kept = Result(losses=[1.0], observed={"a": [[0, 1]]})
+    joined = replace(RUN, probes=(last_bias,)).broken("lost").joined(kept)
+    assert (joined.reason, joined.losses, joined.observed["a"]) == ("", [1.0], [[0, 1]])
+    with pytest.raises(NotMeasured, match="lost"):
+        joined.seen(last_bias)
+
+
 def test_an_outcome_has_nothing_to_join():
     assert Outcome(reason="a").joined(Outcome(reason="b")) == Outcome(reason="a")
     assert Result(steps=[1]).joined(Result(steps=[2])).steps == [1]
@@ -239,7 +274,7 @@ def test_the_key_depends_on_the_file_of_an_extension(monkeypatch):
     treated = replace(RUN, treatment=relabelled)
     before = treated.key
     module = sys.modules[relabelled.__module__]
-    monkeypatch.setattr(module, "__study_version__", "@1", raising=False)
+    monkeypatch.setitem(tasks.VERSIONS, module.__name__, "@1")
     assert treated.key != before
 
 

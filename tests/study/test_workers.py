@@ -66,6 +66,7 @@ def test_ctrl_c_is_no_outcome(monkeypatch):
         (ValueError("\n one "), "ValueError: one"),
         (MemoryError(), "MemoryError"),
         (KeyError("a"), "KeyError: 'a'"),
+        (ValueError("a\x1b[2J"), r"ValueError: a\x1b[2J"),
     ],
 )
 def test_a_reason_is_one_line(error, line):
@@ -98,15 +99,21 @@ def test_arrays_are_aligned_wherever_they_come_from():
     assert cloudpickle.loads(result)[0].values == outcome.values  # to the last digit
 
 
-@pytest.mark.parametrize("name", ["torch", "batchnorm"])
-def test_other_versions_are_refused(name):
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("torch", "0.0", r"torch 0\.0"),
+        ("batchnorm", "0.0", r"batchnorm 0\.0"),
+        ("kernels", ["one", "two"], "kernels one two"),
+    ],
+)
+def test_other_versions_and_kernels_are_refused(name, value, words):
     order, arrays = ordered(DATA, None)
-    other = replace(order, made_by={**order.made_by, name: "0.0"})
-    with pytest.raises(
-        StudyError, match=rf"a worker has batchnorm .*{name} 0\.0.*the same"
-    ) as caught:
+    other = replace(order, made_by={**order.made_by, name: value})
+    message = rf"a worker has batchnorm .*, and this process has .*{words}.*the same"
+    with pytest.raises(StudyError, match=message) as caught:
         work(0, sent(Errand("small", "a")), other, **arrays)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
 
 
 def test_a_task_that_cannot_be_read_is_no_outcome():

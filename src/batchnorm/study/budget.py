@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 from typing import Any
 
+import torch
+
 from batchnorm.study.claims import Claim
 from batchnorm.study.data import DataSet
-from batchnorm.study.descent import batches, one_thread, step
+from batchnorm.study.descent import batches, evaluate, one_thread, some, step
 from batchnorm.study.networks import Network, build
 from batchnorm.study.plan import Plan
 from batchnorm.study.recipes import NORMALIZED
 from batchnorm.study.tasks import Outcome, StudyError, Task
 
+_EVALUATIONS = 0.15  # a step, in a run of a few hundred
 _TIMED = 8  # steps of training by which the pace of a network is told
 _BESIDE = 25.0  # seconds for what is not training: imports, workers, the report
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -47,7 +50,7 @@ class Seconds(Outcome):
     """How long a step of training takes.
 
     Attributes:
-        step: Seconds; the shortest of a few.
+        step: Seconds, the shortest of a few, with a step's share of the evaluations.
     """
 
     step: float = 0.0
@@ -76,7 +79,11 @@ class Pace(Task[Seconds]):
                 start = time.perf_counter()
                 step(model, x, y, self.network.usual_rate)
                 times.append(time.perf_counter() - start)
-        return Seconds(step=min(times))
+            held_out = some(data_set.test_inputs, data_set.test_labels, torch.float32)
+            start = time.perf_counter()
+            evaluate(model, *held_out)
+            evaluation = time.perf_counter() - start
+        return Seconds(step=min(times) + _EVALUATIONS * evaluation)
 
     def __str__(self) -> str:
         return f"pace of {self.network.name}"
@@ -109,6 +116,7 @@ def choose(
     paces: Mapping[str, float],
     budget: float,
     jobs: int,
+    done: Container[Task[Any]] = (),
 ) -> list[Chosen]:
     """Choose what fits: the first part of every claim, then the second of every claim, and so on.
 
@@ -121,6 +129,7 @@ def choose(
         paces: The seconds of a step of training, by the name of the network.
         budget: The seconds that the study may take.
         jobs: How many tasks are done at a time.
+        done: The tasks that cost nothing, as they are done already.
 
     Returns:
         What is done of each claim.
@@ -130,7 +139,7 @@ def choose(
     parts: dict[str, list[str]] = {claim.name: [] for claim in claims}
     left_out: dict[str, list[str]] = {claim.name: [] for claim in claims}
     for claim, part in _in_turn(claims, plan):
-        new = {task for task in claim.tasks(plan, part) if task not in planned}
+        new = {task for task in claim.tasks(plan, part) if task not in planned and task not in done}
         longer = sum(task.seconds(paces) / (1 if task.alone else jobs) for task in new)
         fits = spent + longer <= budget
         (parts if fits else left_out)[claim.name].append(part)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -186,7 +185,7 @@ class Chart:
     """One picture.
 
     Attributes:
-        name: What its file is called.
+        name: What its file is called, after the name of the claim.
         caption: What is to be seen, in a sentence or two.
         panels: Side by side where there is room.
         choice: What the reader may choose, such as a learning rate; empty for nothing.
@@ -198,11 +197,6 @@ class Chart:
     panels: Sequence[Panel]
     choice: str = ""
     chosen: str = ""
-
-    @property
-    def file(self) -> str:
-        """The name of its files, without a suffix, whatever its own name is."""
-        return re.sub(r"[^\w-]+", "-", self.name, flags=re.ASCII)
 
     def shown(self) -> list[Panel]:
         """Return the panels of the first choice."""

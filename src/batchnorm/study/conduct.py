@@ -17,7 +17,7 @@ from batchnorm.study import paper
 from batchnorm.study.budget import Chosen, Pace, choose, parts_of, seconds
 from batchnorm.study.claims import Claim, all_claims, judge
 from batchnorm.study.data import DataSet, load
-from batchnorm.study.engine import complete
+from batchnorm.study.engine import ENGINES, complete
 from batchnorm.study.extend import bring
 from batchnorm.study.plan import Plan, plan
 from batchnorm.study.report import write
@@ -55,9 +55,14 @@ class Wanted:
     tensorboard: bool = False
 
     def command(self) -> list[str]:
-        """Return the command that does the same study, but for the choice of claims and time."""
+        """Return the command that does a study of the same data."""
         extensions = [word for place in self.extensions for word in ("--extend", place)]
         return ["batchnorm", "study", "--data", self.data, *extensions, *["--paper"] * self.paper]
+
+    def rest(self) -> list[str]:
+        """Return what the command must have besides to do the same claims in the same time."""
+        claims = ["--claims", self.claims] if self.claims else []
+        return [] if self.paper else [*claims, "--budget", self.budget]
 
 
 def conduct(wanted: Wanted, folder: Path, *, console: Console) -> None:
@@ -72,8 +77,11 @@ def conduct(wanted: Wanted, folder: Path, *, console: Console) -> None:
         DataError: Something is wrong with the data.
         StudyError: Something else that was asked for cannot be, or the folder cannot be used.
     """
+    if wanted.engine not in ENGINES:
+        raise StudyError(f"--engine {wanted.engine}: expected one of {', '.join(ENGINES)}")
     brought = bring(wanted.extensions)
-    claims = _claims(wanted, [*all_claims(), *brought.claims])
+    known = [*all_claims(), *brought.claims]
+    claims = _claims(wanted, known)
     budget = seconds(wanted.budget)
     data_set = load(wanted.data, brought.forms)
     made_on = describe()
@@ -83,10 +91,11 @@ def conduct(wanted: Wanted, folder: Path, *, console: Console) -> None:
         if wanted.paper or isinf(budget):
             chosen = [Chosen(claim, parts_of(claim, outline)) for claim in claims]
         else:
-            chosen = choose(claims, outline, paces, budget, wanted.jobs or cpu_count())
+            jobs = min(wanted.jobs or cpu_count(), cpu_count())
+            chosen = choose(claims, outline, paces, budget, jobs, store)
         tasks = list(dict.fromkeys(task for each in chosen for task in each.tasks(outline)))
         complete(
-            [task for each in chosen for task in each.tasks(outline)],
+            _with_all_probes(tasks, known, outline),
             data_set,
             store,
             console=console,
@@ -102,10 +111,24 @@ def conduct(wanted: Wanted, folder: Path, *, console: Console) -> None:
             broken_off={str(task): store[task].reason for task in tasks if store[task].reason},
             made_on={**made_on, "cpu": ", ".join({store.machine(task): None for task in tasks})},
             command=wanted.command(),
+            whole=[*wanted.rest(), "--out", str(folder)],
         )
     report = write(folder, story)
     console.print(terminal(story))
     console.print(f"The whole story, with pictures: {report}", markup=False, soft_wrap=True)
+
+
+def _with_all_probes(
+    tasks: Sequence[Task[Any]], known: Sequence[Claim], outline: Plan
+) -> list[Task[Any]]:
+    """Let each run be looked at by all claims, so that none has to be done again for another."""
+    whole = {task: task for task in tasks}
+    for claim in known:
+        for part in parts_of(claim, outline):
+            for task in claim.tasks(outline, part):
+                if task in whole:
+                    whole[task] = whole[task].united(task)
+    return list(whole.values())
 
 
 class _Paces(Mapping[str, float]):
@@ -152,8 +175,8 @@ def _lead(data_set: DataSet, tasks: Sequence[Task[Any]]) -> str:
     networks = dict.fromkeys(run.network.name for run in runs)
     channels, height, width = data_set.shape
     return (
-        f"{len(runs)} networks ({', '.join(networks) or 'none'}) were trained on up to "
-        f"{len(data_set.train_labels)} examples of {channels}×{height}×{width} values in "
-        f"{data_set.classes} classes, and tried on {len(data_set.test_labels)} that they had never "
-        "seen, each from five seeds, with and without batch normalization."
+        f"Networks ({', '.join(networks) or 'none'}) were trained {len(runs)} times, with and "
+        f"without batch normalization, on up to {len(data_set.train_labels)} examples of "
+        f"{channels}×{height}×{width} values in {data_set.classes} classes, and tried on "
+        f"{len(data_set.test_labels)} that they had never seen."
     )

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from batchnorm.study import clusters
 from batchnorm.study import events as event_files
 from batchnorm.study.data import DataSet
+from batchnorm.study.errors import printable
 from batchnorm.study.processes import KEPT, Call, Together, local
 from batchnorm.study.store import Store
 from batchnorm.study.tasks import Outcome, StudyError, Task
@@ -72,14 +73,19 @@ def complete(
         event_files.check(events)
     with _progress(console) as progress, warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\d+ tasks (which|have)")  # joblib's, on Ctrl-C
-        bar = progress.add_task(str(next(iter(waiting), "")), total=len(waiting))
+        bar = progress.add_task(_next(waiting), total=len(waiting))
         here = ((task, attempt(task, data_set, events), "") for task in alone)
         with closing(_side_by_side(shared, data_set, events, engine, jobs, address)) as first:
             for task, outcome, machine in chain(first, here):
                 store.add(task, outcome, machine)
                 del waiting[task]
-                progress.update(bar, advance=1, description=str(next(iter(waiting), "")))
+                progress.update(bar, advance=1, description=_next(waiting))
                 progress.refresh()
+
+
+def _next(waiting: Iterable[Task[Any]]) -> str:
+    """Name the task whose turn it is, if any is left."""
+    return printable(str(next(iter(waiting), "")))
 
 
 def _united(tasks: Iterable[Task[Any]]) -> list[Task[Any]]:
@@ -146,7 +152,7 @@ def _progress(console: Console) -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # a network may be called anything
         console=console,
         disable=not console.is_terminal,
     )

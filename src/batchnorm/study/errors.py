@@ -15,8 +15,7 @@ class DataError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        line = " ".join(message.split())
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
+        super().__init__(printable(" ".join(message.split())))
 
 
 def wrong(
@@ -46,3 +45,13 @@ def needing(where: object, package: str) -> Iterator[None]:
     except ImportError as error:
         way_out = 'pip install "batchnorm[study]", or name other data'
         raise wrong(where, str(error), package, way_out) from error
+
+
+def printable(text: str) -> str:
+    r"""Return a text in which nothing can steer a terminal.
+
+    Example:
+        >>> print(printable("a\x1b[2J"))
+        a\x1b[2J
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

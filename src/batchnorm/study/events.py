@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import re
+import warnings
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from batchnorm.study.tasks import StudyError
 
 _SECONDS = 1  # what is added is in the file after so long
+_BYTES = 200  # of a folder's name: systems allow 255
 
 _folder: ContextVar[Path | None] = ContextVar("_folder", default=None)
 
 
 class Writer:
-    """Takes the values of a training.
+    """Takes the values of a training; that they cannot be written stops nothing.
 
     Args:
-        writer: TensorBoard's, or None to let the values go.
+        files: TensorBoard's writer, or None to let the values go.
+        place: The folder of its files.
     """
 
-    def __init__(self, writer: Any = None) -> None:
-        self._writer = writer
+    def __init__(self, files: Any = None, place: Path = Path()) -> None:
+        self._files, self._place = files, place
 
     def add(self, step: int, **values: float) -> None:
         """Add the values of a step, each under its name."""
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+        if self._files is not None:
+            with _spared(self._place):
+                for name, value in values.items():
+                    self._files.add_scalar(name, value, step)
 
 
 def check(folder: Path) -> None:
@@ -73,7 +79,8 @@ def into(folder: Path | None) -> Iterator[None]:
 def writer(name: str) -> Iterator[Writer]:
     """Give what takes the values of one training, and writes them if a folder is wanted.
 
-    Files that an earlier training of this name has left are removed.
+    Files that an earlier training of this name has left are removed. Where files cannot be
+    written, there is a warning, and the training goes on.
 
     Args:
         name: What TensorBoard calls it.
@@ -95,12 +102,38 @@ def writer(name: str) -> Iterator[Writer]:
     from torch.utils.tensorboard import SummaryWriter
 
     place = folder / _safe(name)
-    for old in place.glob("events.out.tfevents.*"):
-        old.unlink()
-    with closing(SummaryWriter(place, flush_secs=_SECONDS)) as files:
-        yield Writer(files)
+    files = None
+    with _spared(place):
+        for old in place.glob("events.out.tfevents.*"):
+            old.unlink()
+        files = SummaryWriter(place, flush_secs=_SECONDS)
+    try:
+        yield Writer(files, place)
+    finally:
+        if files is not None:
+            with _spared(place):
+                files.close()
+
+
+@contextmanager
+def _spared(place: Path) -> Iterator[None]:
+    """Let nothing that is wrong with the files end what is worth more than they are."""
+    try:
+        yield
+    except OSError as error:
+        _warn(place.parent, error.strerror or type(error).__name__)
+
+
+@cache
+def _warn(folder: Path, why: str) -> None:
+    """Warn once in a process, as every step of every training would say the same."""
+    warnings.warn(f"{folder}: event files cannot be written: {why}", stacklevel=2)
 
 
 def _safe(name: str) -> str:
-    """Turn a name into one of a folder, on any system."""
-    return re.sub(r"[^\w ,.=+-]", "_", name)[:200].strip(" .") or "_"
+    """Turn a name into one of a folder, on any system; names that differ stay different."""
+    safe = re.sub(r"[^\w ,.=+-]", "_", name).strip(" .")
+    if safe == name and 0 < len(name.encode()) <= _BYTES:
+        return name
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
+    return f"{safe.encode()[:_BYTES].decode(errors='ignore')} {digest}".strip()

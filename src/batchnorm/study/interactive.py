@@ -11,12 +11,13 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from batchnorm.study.charts import STYLES, Axis, Panel, Series
+from batchnorm.study.charts import STYLES, Axis, Panel, Series, wrapped
 
 _FONT = {"family": "system-ui, sans-serif", "size": 13}
 _FAINT = "#888"  # what the page's style takes for its own soft ink
 _LETTER = 8.6  # pixels of a label's letter
 _WIDEST = 160  # pixels for all labels, whatever a name is
+_TITLE = 36  # letters of a line beside an axis, which is as long as a phone leaves it
 _BARS = 220  # pixels for all bars of a panel on a phone
 
 
@@ -114,7 +115,7 @@ def _axis(axis: Axis) -> dict[str, Any]:
         "ticklabeloverflow": "allow",
         "tickcolor": "rgba(0,0,0,0)",  # only so that the marks of both axes stay apart
         "ticks": "outside",
-        "title": {"text": _text([axis.label])},
+        "title": {"text": _text(wrapped(axis.label, _TITLE)), "font": {"size": 13}},
         "type": "log" if axis.log else "linear",
         "zeroline": False,
         **ticks,

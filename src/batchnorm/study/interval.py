@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm, t
 
 _RESAMPLES = 10_000
 
@@ -40,9 +41,10 @@ def ratio(
 ) -> Interval:
     """Return the geometric mean of paired ratios, with its bootstrap interval.
 
-    The pairs are drawn anew, with replacement, and the interval holds the middle 95% of the means.
-    With few pairs it is a little too narrow, as every bootstrap is (Efron & Tibshirani, An
-    Introduction to the Bootstrap, 1993, chapter 13).
+    The pairs are drawn anew, with replacement, and the interval holds the middle of the means: of
+    many pairs 95%, of few as much more as makes up for their small spread (the expanded percentile
+    interval of Hesterberg 2015, What Teachers Should Know about the Bootstrap). From five pairs it
+    then holds the truth about 91 times in 100.
 
     Args:
         numerators: Positive numbers, one of each pair.
@@ -94,8 +96,20 @@ def _ends(values: NDArray[np.float64], robust: bool) -> tuple[float, float, floa
     """The centre of values, and the ends of its interval."""
     draws = np.random.default_rng(0).integers(0, len(values), (_RESAMPLES, len(values)))
     centre = np.median if robust else np.mean
-    low, high = np.percentile(centre(values[draws], axis=1), [2.5, 97.5])
+    low, high = np.quantile(centre(values[draws], axis=1), _tails(len(values)))
     return float(centre(values)), float(low), float(high)
+
+
+def _tails(count: int) -> tuple[float, float]:
+    """The quantiles of the resamples between which 95% lie, corrected for few values.
+
+    The plain 2.5% and 97.5% are those of a normal distribution with the variance of the sample:
+    from five values they would hold the truth 85 times in 100.
+    """
+    if count < 2:
+        return 0.0, 1.0
+    share = float(norm.cdf(-math.sqrt(count / (count - 1)) * t.ppf(0.975, count - 1)))
+    return share, 1.0 - share
 
 
 def _signed(value: float) -> str:

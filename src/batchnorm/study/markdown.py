@@ -105,7 +105,10 @@ def _section(judgement: Judgement, story: Story) -> list[str]:
         f"## {escaped(heading(claim.number, claim.title))}: {judgement.answer}",
         escaped(" ".join(finding.sentence for finding in findings)),
         f"> {escaped(claim.says)} ({escaped(claim.source)})",
-        *(f"![{escaped(chart.caption)}](figures/{chart.file}.png)" for chart in judgement.charts),
+        *(
+            f"![{escaped(chart.caption)}](figures/{name}.png)"
+            for name, chart in judgement.figures.items()
+        ),
         f"{ALONE}:" if checks else "",
         "\n".join(checks),
         _numbers(judgement),

@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.study.recipes import ACTIVATIONS, After, Recipe, norm_layer
+from batchnorm.study.tasks import declared
 
 Shape: TypeAlias = tuple[int, int, int]
 
@@ -41,6 +42,11 @@ class Network:
     steps: int = 400
     rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
     usual_rate: float = 0.3
+
+    def declared(self) -> dict[str, Any]:
+        """Return what a run of it depends on, as JSON: not what it is mostly trained with."""
+        names = ("name", "layers", "activation", "initialization")
+        return {name: declared(getattr(self, name)) for name in names}
 
 
 def dense(shape: Shape, classes: int, after: After, depth: int = 3, width: int = 100) -> nn.Module:

@@ -60,9 +60,13 @@ and “effects.csv” every interval. Do all of it again:</p>
 </footer>
 <noscript>The pictures need JavaScript. The folder “figures” has them as files.</noscript>
 """
-    data = json.dumps(figures, separators=(",", ":"), allow_nan=False).replace("<", _ESCAPED_LESS)
-    body += f'<script type="application/json" id="figures">{data}</script>'
+    body += f'<script type="application/json" id="figures">{encoded(figures)}</script>'
     return document(story.question, body, get_plotlyjs(), file("report.js"))
+
+
+def encoded(figures: Sequence[Mapping[str, Any]]) -> str:
+    """Return panels for Plotly as JSON that can stand in a script."""
+    return json.dumps(figures, separators=(",", ":"), allow_nan=False).replace("<", _ESCAPED_LESS)
 
 
 def _verdicts(story: Story) -> str:
@@ -79,8 +83,8 @@ def _verdicts(story: Story) -> str:
         for part, without, with_, effect in told:
             rows.append(
                 f'<tr>{head}<td class="part">{escape(part)}</td>'
-                f'<td class="number" data-name="without">{escape(without)}</td>'
-                f'<td class="number" data-name="with">{escape(with_)}</td>'
+                f'<td class="number" data-name="from">{escape(without)}</td>'
+                f'<td class="number" data-name="to">{escape(with_)}</td>'
                 f"<td>{escape(effect)}</td></tr>"
             )
             head = ""
@@ -105,7 +109,7 @@ def _section(judgement: Judgement, story: Story, figures: list[dict[str, Any]]) 
 <h2>{escape(heading(claim.number, claim.title))} {badge(judgement.answer)}</h2>
 {found}
 <blockquote>{escape(claim.says)}<cite>{escape(claim.source)}</cite></blockquote>
-{"".join(_figure(chart, parts, figures) for chart in judgement.charts)}
+{"".join(picture(*named, parts, figures) for named in judgement.figures.items())}
 {checks(findings)}
 {_numbers(judgement)}
 <h3>How it was measured</h3>
@@ -119,7 +123,15 @@ def _section(judgement: Judgement, story: Story, figures: list[dict[str, Any]]) 
 """
 
 
-def _figure(chart: Chart, parts: Sequence[str], figures: list[dict[str, Any]]) -> str:
+def picture(name: str, chart: Chart, parts: Sequence[str], figures: list[dict[str, Any]]) -> str:
+    """Write a chart's place in the page.
+
+    Args:
+        name: What it is called.
+        chart: What is drawn.
+        parts: The parts of its claim.
+        figures: The page's panels for Plotly, to which its own are added.
+    """
     of = [_part(panel, parts) for panel in chart.panels]
     apart = dict.fromkeys(filter(None, of)) if len(chart.shown()) > _MANY else {}
     part = next(iter(apart)) if len(apart) > 1 else ""
@@ -140,7 +152,7 @@ def _figure(chart: Chart, parts: Sequence[str], figures: list[dict[str, Any]]) -
         choices = {choice: choice for choice in chart.choices}
         selects += _select("choice", chart.choice, choices, chart.first)
     return (
-        f'<figure id="figure-{chart.file}">{selects}<div class="panels">{"".join(panels)}</div>'
+        f'<figure id="figure-{name}">{selects}<div class="panels">{"".join(panels)}</div>'
         '<p class="soft" hidden>This was not tried.</p>'
         f"<figcaption>{escape(chart.caption)}</figcaption></figure>"
     )

@@ -17,7 +17,7 @@ from matplotlib.ticker import NullLocator
 from PIL import Image
 
 from batchnorm.study.charts import STYLES, Axis, Chart, Panel, Series
-from batchnorm.study.story import printable
+from batchnorm.study.errors import printable
 
 _INK = "#22262c"
 _FAINT = "#dde1e6"

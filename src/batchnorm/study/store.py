@@ -50,7 +50,8 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __contains__(self, task: Task[Any]) -> bool:
+    def __contains__(self, task: object) -> bool:
+        assert isinstance(task, Task)
         return task.key in self._lines and task.answered_by(self[task])
 
     def __getitem__(self, task: Task[O]) -> O:

@@ -12,9 +12,10 @@ from batchnorm.study.claims import Claim, Finding, Judgement
 from batchnorm.study.interval import short
 
 LEGEND = (
-    "✓ all checks of this part hold, ~ some, ✗ none. In brackets: the 95% interval over the seeds."
+    "✓ all checks of this part hold, ~ some, ✗ none. From: without batch normalization, to: with "
+    "it, where the claim says nothing else. In brackets: the 95% interval over the seeds."
 )
-COLUMNS = ("without", "with", "effect")
+COLUMNS = ("from", "to", "effect")
 ALONE = "The verdict comes from these checks alone"
 
 
@@ -28,7 +29,8 @@ class Story:
         lead: What was done, in a sentence or two.
         broken_off: The runs that broke off, with the reason of each.
         made_on: The hardware and the versions.
-        command: What does all of it again, as its words.
+        command: What does a study of the same data, as its words.
+        whole: What must be added to do all of this study again.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Story:
     broken_off: Mapping[str, str]
     made_on: Mapping[str, str]
     command: Sequence[str]
+    whole: Sequence[str] = ()
 
     @property
     def question(self) -> str:
@@ -53,8 +56,13 @@ class Story:
         return f"{parts} of {every} parts were left out for time; the report names them."
 
     def repeating(self, claim: Claim | None = None) -> str:
-        """Return the command line that does one claim again, with all its parts, or all claims."""
-        only = ["--claims", claim.key, "--budget", "full"] if claim else []
+        """Return the command line that does all of it again, or one claim with all its parts.
+
+        One claim is done in a folder of its own, and so from the start.
+        """
+        if claim is None or "--paper" in self.command:
+            return shlex.join([*self.command, *self.whole])
+        only = ["--claims", claim.key, "--budget", "full", "--out", f"study-{claim.key}"]
         return shlex.join([*self.command, *only])
 
 
@@ -117,13 +125,3 @@ def median(values: Sequence[float]) -> str:
 def each(values: Sequence[float]) -> str:
     """Return all values, as text."""
     return ", ".join(map(short, values))
-
-
-def printable(text: str) -> str:
-    r"""Return a text in which nothing can steer a terminal.
-
-    Example:
-        >>> print(printable("a\x1b[2J"))
-        a\x1b[2J
-    """
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -11,7 +11,8 @@ from typing import Any, TypeVar, get_args
 
 from batchnorm.study.claims import Finding
 from batchnorm.study.claims.claim import Answer
-from batchnorm.study.story import Story, printable
+from batchnorm.study.errors import printable
+from batchnorm.study.story import Story
 from batchnorm.study.tasks import StudyError
 
 NAME = "study.json"
@@ -74,7 +75,8 @@ def encode(story: Story) -> str:
             "parts": [_part(finding) for finding in judgement.findings],
             "left_out": list(judgement.left_out),
             "figures": [
-                {"file": chart.file, "caption": chart.caption} for chart in judgement.charts
+                {"file": name, "caption": chart.caption}
+                for name, chart in judgement.figures.items()
             ],
         }
         for judgement in story.judgements

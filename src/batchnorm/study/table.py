@@ -9,7 +9,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from batchnorm.study.story import COLUMNS, LEGEND, Story, heading, lines, printable
+from batchnorm.study.errors import printable
+from batchnorm.study.story import COLUMNS, LEGEND, Story, heading, lines
 
 _WIDTHS = (20, 12, 12, 28)  # with what stands between and before them, 80
 _VERDICTS = {"holds": "green", "does not hold": "red", "depends": "yellow"}

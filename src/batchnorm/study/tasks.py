@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
@@ -20,9 +19,15 @@ from batchnorm.study.data import DataSet
 
 FORMAT = 2  # raise it when the same declaration would lead to another outcome
 
+VERSIONS: dict[str, str] = {}  # of the modules of extensions, by name; workers are told them
+
 
 class StudyError(Exception):
     """A study cannot begin or go on; the message says in one line why, and the way out."""
+
+
+class NotMeasured(Exception):
+    """A part of a claim cannot be measured; the message says why, as a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +76,7 @@ class Task(ABC, Generic[O_co]):
 
     def declared(self) -> dict[str, Any]:
         """Return what the outcome depends on, as JSON."""
-        return {field.name: _declared(getattr(self, field.name)) for field in fields(self)}
+        return {field.name: declared(getattr(self, field.name)) for field in fields(self)}
 
     def seconds(self, paces: Mapping[str, float]) -> float:
         """Estimate how long it takes on one core.
@@ -122,17 +127,29 @@ def fingerprint(data_set: DataSet) -> str:
     return digest.hexdigest()[:16]
 
 
-def _declared(value: Any) -> Any:
+def declared(value: Any) -> Any:
     """Turn a field into JSON that names it: a function by its place, and its file's version."""
+    if hasattr(value, "declared"):
+        return value.declared()
     if is_dataclass(value):
-        return {field.name: _declared(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: declared(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, tuple):
-        return [_declared(item) for item in value]
+        return [declared(item) for item in value]
+    if isinstance(value, partial):
+        return [declared(value.func), declared(value.args), sorted(value.keywords.items())]
     if callable(value):
-        # The version of this package stands for its own files; an extension has one of its own.
-        version = getattr(sys.modules.get(value.__module__), "__study_version__", "")
-        return f"{value.__module__}.{value.__qualname__}{version}"
+        if not hasattr(value, "__qualname__"):
+            raise StudyError(f"{value!r}: expected a function, by whose place its runs are named")
+        return f"{value.__module__}.{value.__qualname__}{version(value)}"
     return value
+
+
+def version(function: Any) -> str:
+    """Return the version of the file that a function is from; empty for this package's own.
+
+    The version of the package stands for its own files; an extension has one of its own.
+    """
+    return VERSIONS.get(function.__module__, "")
 
 
 @cache

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from batchnorm.study import events
 from batchnorm.study.data import DataSet
 from batchnorm.study.descent import (
-    Batch,
     accuracy,
     batches,
     evaluate,
@@ -29,83 +25,12 @@ from batchnorm.study.descent import (
     step,
 )
 from batchnorm.study.networks import Network, build
+from batchnorm.study.observation import Probe, Result, State, Treatment, probe_name
 from batchnorm.study.recipes import Recipe
 from batchnorm.study.tasks import Outcome, Task
 
 # What a step takes, in steps with batch normalization, where it is told in advance.
 _DEARNESS = {"plain": 0.6, "torch": 1.0, "batchnorm": 1.0, "ghost": 1.5, "renormalized": 2.3}
-
-
-@dataclass(frozen=True)
-class State:
-    """What a probe sees of a run, at the start, now and then, and at the end.
-
-    A probe leaves the model as it is; what it changes, it changes in a `copy`.
-
-    Attributes:
-        model: The network, in training.
-        step: How many steps have been taken.
-        last: Whether the run is at its end.
-        rate: The learning rate.
-        batch: Inputs and labels of the step that is next, or at the end of the last one.
-        held_out: Inputs and labels of examples to try.
-        trained: Inputs and labels of as many examples to train on.
-        data_set: All examples.
-    """
-
-    model: nn.Module
-    step: int
-    last: bool
-    rate: float
-    batch: Batch
-    held_out: Batch
-    trained: Batch
-    data_set: DataSet
-
-    def copy(self) -> nn.Module:
-        """Return a network like this one, to be changed at will."""
-        return copy.deepcopy(self.model)
-
-
-Probe: TypeAlias = Callable[[State], Any]  # returns finite JSON, or None for nothing to see
-Treatment: TypeAlias = Callable[[DataSet], DataSet]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result(Outcome):
-    """What came of a run.
-
-    Attributes:
-        losses: The loss of every step, before the step was taken.
-        steps: After how many steps the network was evaluated.
-        accuracies: The share of the held-out examples that it then had right.
-        train_accuracy: The share of the training examples that it had right at the end.
-        train_loss: The loss on them at the end, in evaluation.
-        test_loss: The loss on the held-out examples at the end.
-        observed: By the name of a probe, what it saw: pairs of a step and JSON.
-        seconds: How long all of it took.
-    """
-
-    losses: list[float] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
-    accuracies: list[float] = field(default_factory=list)
-    train_accuracy: float = 0.0
-    train_loss: float = 0.0
-    test_loss: float = 0.0
-    observed: Mapping[str, list[Any]] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    def joined(self, earlier: Result) -> Result:
-        """Return the result with what other probes saw when the same run was done before."""
-        return replace(self, observed={**earlier.observed, **self.observed})
-
-    def seen(self, probe: Probe) -> list[Any]:
-        """Return what a probe saw, in the order of the steps."""
-        return [value for _, value in self.observed[probe.__name__]]
-
-    def at(self, probe: Probe) -> list[int]:
-        """Return after how many steps it saw that."""
-        return [step for step, _ in self.observed[probe.__name__]]
 
 
 @dataclass(frozen=True)
@@ -149,26 +74,19 @@ class Run(Task[Result]):
 
     def declared(self) -> dict[str, Any]:
         """Return all but the probes, which change nothing."""
-        declared = super().declared()
-        del declared["probes"]
-        # What a network is recommended to be trained with is not what it is.
-        declared["network"] = {
-            name: declared["network"][name]
-            for name in ("name", "layers", "activation", "initialization")
-        }
-        return declared
+        return {name: what for name, what in super().declared().items() if name != "probes"}
 
     def seconds(self, paces: Mapping[str, float]) -> float:
         """Estimate how long it takes on one core."""
         pace = paces[self.network.name] * _DEARNESS[self.recipe.norm]
         size = 0.5 + 0.5 * self.batch_size / 60
         looks = len(self.probes) * math.log(max(self.steps, 2), self.growth)
-        return pace * size * (1.5 * self.steps + 8 * looks) + 0.02
+        return pace * size * (1.3 * self.steps + 8 * looks) + 0.02
 
     def answered_by(self, outcome: Outcome) -> bool:
         """Tell whether an outcome has what all the probes of this run saw."""
         assert isinstance(outcome, Result)
-        return all(probe.__name__ in outcome.observed for probe in self.probes)
+        return all(probe_name(probe) in outcome.observed for probe in self.probes)
 
     def united(self, other: Run) -> Run:
         """Return the run with the probes of both."""
@@ -176,7 +94,7 @@ class Run(Task[Result]):
 
     def broken(self, reason: str) -> Result:
         """Return the result of a run that broke off before its first step."""
-        return Result(reason=reason, observed={probe.__name__: [] for probe in self.probes})
+        return Result(reason=reason, observed={probe_name(probe): [] for probe in self.probes})
 
     def perform(self, data_set: DataSet) -> Result:
         """Train."""
@@ -222,7 +140,8 @@ def train(run: Run, data_set: DataSet) -> Result:
     losses: list[float] = []
     steps: list[int] = []
     accuracies: list[float] = []
-    observed: dict[str, list[Any]] = {probe.__name__: [] for probe in run.probes}
+    observed: dict[str, list[Any]] = {probe_name(probe): [] for probe in run.probes}
+    failed: dict[str, str] = {}
     looked = -1
     with one_thread(), torch.random.fork_rng(devices=[]), events.writer(str(run)) as writer:
         model = build(run.network, run.recipe, data_set.shape, data_set.classes, run.seed)
@@ -234,7 +153,7 @@ def train(run: Run, data_set: DataSet) -> Result:
             if run.probes and (last or taken >= looked * run.growth):
                 looked = max(taken, 1)
                 look = (run.learning_rate, batch, held_out, trained, data_set)
-                _look(run.probes, State(model, taken, last, *look), observed)
+                _look(run.probes, State(model, taken, last, *look), observed, failed)
             if last:
                 break
             loss = step(model, *batch, run.learning_rate)
@@ -255,25 +174,36 @@ def train(run: Run, data_set: DataSet) -> Result:
         train_loss=_finite(ends[0][0]) if ends else 0.0,
         test_loss=_finite(ends[1][0]) if ends else 0.0,
         observed=observed,
+        failed=failed,
         seconds=time.perf_counter() - start,
         reason="" if whole else f"the loss was {loss} at step {len(losses) + 1}",
     )
 
 
-def _look(probes: tuple[Probe, ...], state: State, observed: dict[str, list[Any]]) -> None:
-    """Let the probes look, without a trace in the training."""
+def _look(
+    probes: tuple[Probe, ...],
+    state: State,
+    observed: dict[str, list[Any]],
+    failed: dict[str, str],
+) -> None:
+    """Let the probes look, without a trace in the training; one that fails stops nothing else."""
     with torch.random.fork_rng(devices=[]):
-        for probe in probes:
-            seen = probe(state)
+        for name, probe in ((probe_name(probe), probe) for probe in probes):
+            if name in failed:
+                continue
+            try:
+                seen = probe(state)
+            except Exception as error:
+                failed[name] = f"{type(error).__name__}: {error}"
+                continue
             with suppress(ValueError):  # what is not finite is as if there had been nothing to see
                 json.dumps(seen, allow_nan=False)
                 if seen is not None:
-                    observed[probe.__name__].append([state.step, seen])
+                    observed[name].append([state.step, seen])
 
 
-@lru_cache(maxsize=2)
 def _prepared(data_set: DataSet, treatment: Treatment | None, examples: int) -> DataSet:
-    """Treat a data set, and keep the first examples that were asked for: once for many runs."""
+    """Treat a data set, and keep as many examples as were asked for, the same ones every time."""
     if treatment is not None:
         data_set = treatment(data_set)
     if not 0 < examples < len(data_set.train_labels):

@@ -15,8 +15,9 @@ import cloudpickle
 import numpy as np
 
 from batchnorm.environment import describe
-from batchnorm.study import events
+from batchnorm.study import events, tasks
 from batchnorm.study.data import DataSet
+from batchnorm.study.errors import printable
 from batchnorm.study.tasks import Outcome, StudyError, Task
 
 _ONE_AT_A_TIME = threading.Lock()  # the seed of PyTorch and its threads are a process's, not ours
@@ -29,13 +30,15 @@ class Order:
     Attributes:
         data: The fields of the data set that are no arrays.
         events: The folder of TensorBoard's event files, or None.
-        made_by: The versions that the outcomes are filed under.
+        made_by: The versions and the kernels that the outcomes are filed under.
+        versions: Those of the extensions, whose modules no worker need have.
         process: The process of the study.
     """
 
     data: dict[str, Any]
     events: Path | None
-    made_by: dict[str, str]
+    made_by: dict[str, Any]
+    versions: dict[str, str]
     process: int
 
 
@@ -44,7 +47,7 @@ def ordered(data_set: DataSet, events: Path | None) -> tuple[Order, dict[str, np
     data = {field.name: getattr(data_set, field.name) for field in fields(data_set)}
     arrays = {name: value for name, value in data.items() if isinstance(value, np.ndarray)}
     rest = {name: value for name, value in data.items() if name not in arrays}
-    return Order(rest, events, _made_by(), os.getpid()), arrays
+    return Order(rest, events, tasks._makers(), tasks.VERSIONS, os.getpid()), arrays
 
 
 def work(number: int, task: bytes, order: Order, **arrays: np.ndarray) -> tuple[int, bytes]:
@@ -63,9 +66,10 @@ def work(number: int, task: bytes, order: Order, **arrays: np.ndarray) -> tuple[
         StudyError: This process is not fit for the study.
         ModuleNotFoundError: Event files are wanted, and TensorBoard is not installed here.
     """
-    if _made_by() != order.made_by:
+    here = tasks._makers()
+    if here != order.made_by:
         raise StudyError(
-            f"a worker has {_words(_made_by())}, and this process has {_words(order.made_by)}, "
+            f"a worker has {_words(here)}, and this process has {_words(order.made_by)}, "
             "which would give other outcomes; install the same on both"
         )
     if os.getppid() == order.process:
@@ -73,6 +77,7 @@ def work(number: int, task: bytes, order: Order, **arrays: np.ndarray) -> tuple[
     if order.events:
         events.check(order.events)
     with _ONE_AT_A_TIME:
+        tasks.VERSIONS.update(order.versions)
         try:
             read: Task[Any] = cloudpickle.loads(task)
         except Exception as error:
@@ -109,9 +114,9 @@ def attempt(task: Task[Any], data_set: DataSet, folder: Path | None) -> Outcome:
 
 
 def reason(error: BaseException) -> str:
-    """Say in one line what went wrong."""
+    """Say in one printable line what went wrong."""
     first, *_ = [*str(error).strip().splitlines(), ""]
-    return f"{type(error).__name__}: {first}".removesuffix(": ")
+    return printable(f"{type(error).__name__}: {first}".removesuffix(": "))
 
 
 @cache
@@ -119,13 +124,10 @@ def _here() -> dict[str, str]:
     return describe()
 
 
-def _made_by() -> dict[str, str]:
-    """What a task's key says of where it is done."""
-    return {name: _here()[name] for name in ("batchnorm", "torch")}
-
-
-def _words(versions: dict[str, str]) -> str:
-    return " and ".join(f"{name} {version}" for name, version in versions.items())
+def _words(makers: dict[str, Any]) -> str:
+    """Say which versions and kernels these are."""
+    texts = {name: " ".join(it) if isinstance(it, list) else it for name, it in makers.items()}
+    return ", ".join(f"{name} {text}" for name, text in texts.items())
 
 
 @cache

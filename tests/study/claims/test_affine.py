@@ -11,9 +11,9 @@ from batchnorm.study.claims import judge
 from batchnorm.study.claims.affine import CLAIM, linear_share
 from batchnorm.study.interactive import figure
 from batchnorm.study.networks import NETWORKS
+from batchnorm.study.observation import Result, State
 from batchnorm.study.pictures import png
 from batchnorm.study.store import Store
-from batchnorm.study.training import Result, State
 
 DATA = small_data()
 

@@ -6,9 +6,9 @@ from study.small import plan_of
 from batchnorm.study.claims import judge
 from batchnorm.study.claims.agreement import CLAIM
 from batchnorm.study.interactive import figure
+from batchnorm.study.observation import Result
 from batchnorm.study.pictures import png
 from batchnorm.study.store import Store
-from batchnorm.study.training import Result
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from torch import nn
 from batchnorm.study.claims import judge
 from batchnorm.study.claims.batch_size import CLAIM, loss_of_batches_and_alone
 from batchnorm.study.interactive import figure
+from batchnorm.study.observation import State
 from batchnorm.study.pictures import png
 from batchnorm.study.store import Store
-from batchnorm.study.training import State
 
 DATA = small_data()
 
@@ -69,13 +69,14 @@ def test_ghost_batches_are_large_and_share_the_largest_with_batch_normalization(
     assert {run.steps for run in tasks} == {50}
 
 
-def judged(store, ghost=0.8, gap=0.5, large=0.9, reason=""):
+def judged(store, ghost=0.8, gap=0.5, large=0.9, reason="", sign=1):
     """A judgement of the accuracy in small groups, and of the gap in small batches."""
     plan = plan_of(0.1)
     for run in CLAIM.tasks(plan, "conv"):
         small = (run.recipe.group if run.recipe.norm == "ghost" else run.batch_size) <= 8
         end = (ghost if run.recipe.norm == "ghost" else 0.5) if small else large
-        seen = [[100, [1.0 + (gap if small else 0.1) + 0.01 * run.seed, 1.0]]]
+        apart = (gap if small else 0.1) * sign**run.seed + 0.01 * run.seed
+        seen = [[100, [1.0 + apart, 1.0]]]
         observed = {"loss_of_batches_and_alone": [] if reason else seen} if run.probes else {}
         store.add(run, result([end] * 4, reason, observed=observed))
     return judge(CLAIM, ["conv"], plan, store)
@@ -88,14 +89,21 @@ def test_it_holds_where_small_batches_do_worse_by_both(store):
     assert (found.without, found.with_, found.effect) == ("90.0%", "80.0%", "-10 (-10 to -10)")
     effects = {(row.condition, row.measure): row.effect for row in found.rows if row.effect}
     assert effects["plain, k up to 8", "accuracy, %"].value == pytest.approx(-40)
-    assert effects["batchnorm, k up to 8", "loss by batches − by running"].value == pytest.approx(
-        0.4
-    )
+    gap = "|loss by batches − by running|"
+    assert effects["batchnorm, k up to 8", gap].value == pytest.approx(0.4)
     accuracy, gap = judgement.charts
     assert [len(chart.panels[0].series) for chart in (accuracy, gap)] == [4, 3]
     for chart in (accuracy, gap):
         assert all(figure(panel)["data"] for panel in chart.panels)
         assert png(chart)
+
+
+def test_gaps_of_either_sign_do_not_cancel(store):
+    (found,) = judged(store, gap=0.5, sign=-1).findings
+    assert found.checks["a larger gap in small batches"]
+    (row,) = [row for row in found.rows if row.condition == "batchnorm, k up to 8"][1:]
+    # Of the seeds 0, 1, 2, the second one's gap is below 0.
+    assert row.values == pytest.approx([0.5, 0.49, 0.52])
 
 
 @pytest.mark.parametrize(
@@ -113,7 +121,7 @@ def test_each_check_turns(store, changes, answer):
 
 
 def test_it_turns_when_normalization_is_taken_away(store, tmp_path, monkeypatch):
-    plan = small_plan(DATA, seeds=range(2), steps=30)
+    plan = small_plan(DATA, seeds=range(3), steps=60)
     assert studied(CLAIM, "tanh", plan, DATA, store).answer == "holds"
     without_normalization(monkeypatch)
     with Store(tmp_path / "without") as fresh:

@@ -13,10 +13,10 @@ from batchnorm.study.claims import judge
 from batchnorm.study.claims.covariate_shift import CLAIM
 from batchnorm.study.interactive import figure
 from batchnorm.study.measures import covariate_shift as under_shift
+from batchnorm.study.observation import State
 from batchnorm.study.pictures import png
 from batchnorm.study.shifts import SEVERITIES, SHIFTS
 from batchnorm.study.store import Store
-from batchnorm.study.training import State
 
 DATA = small_data()
 PLAN = small_plan(DATA, seeds=(0, 1, 2))
@@ -39,14 +39,52 @@ def test_the_score_is_the_symmetric_divergence_of_normal_distributions():
     one, other = (0.0, 3.0), (2.0, 5.0)  # means and variances
     p, q = (torch.distributions.Normal(mean, variance**0.5) for mean, variance in (one, other))
     expected = sum(float(torch.distributions.kl_divergence(*of)) for of in ((p, q), (q, p)))
-    same = [1.0, 4.0]
-    kept = nn.Sequential(layer([one[0], 1.0], [one[1], 4.0]), layer(same, same))
-    moved = nn.Sequential(layer([other[0], 1.0], [other[1], 4.0]), layer(same, same))
-    assert under_shift.score(kept, moved) == pytest.approx(expected / 4, rel=1e-4)
-    assert under_shift.score(kept, kept) == 0
-    constant = layer([0.0], [0.0]), layer([1.0], [0.0])
-    assert under_shift.score(*constant) == pytest.approx(1e5, rel=1e-3)  # 1 / eps
-    assert under_shift.score(nn.Linear(1, 1), nn.Linear(1, 1)) == 0
+    kept = nn.Sequential(layer([one[0], 1.0], [one[1], 4.0]), layer([1.0, 1.0], [4.0, 4.0]))
+    same = moments((1.0, 4.0), (1.0, 4.0))
+    assert under_shift.score(kept, [moments(other, (1.0, 4.0)), same]) == pytest.approx(
+        expected / 4, rel=1e-4
+    )
+    assert under_shift.score(kept, [moments(one, (1.0, 4.0)), same]) == pytest.approx(0, abs=1e-9)
+    far = under_shift.score(layer([0.0], [0.0]), [moments((1.0, 0.0))])
+    assert far == pytest.approx(1e5, rel=1e-3)  # 1 / eps
+    assert under_shift.score(nn.Linear(1, 1), []) == 0
+
+
+def moments(*pairs):
+    """Of one example: the mean and the mean of the squares of each channel."""
+    means, variances = torch.tensor(pairs, dtype=torch.float64).T
+    return torch.stack([means, variances + means**2])[:, None]
+
+
+def test_the_moments_of_a_sample_are_the_means_of_its_examples():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), bn.BatchNorm2d(3), nn.Flatten(), nn.Linear(108, 2))
+    model = model.append(bn.BatchNorm1d(2)).eval()
+    x = torch.from_numpy(DATA.test_inputs)
+    first, last = under_shift.moments(model, x)
+    assert (first.shape, last.shape) == ((2, 50, 3), (2, 50, 2))
+    got = model[0](x[:20]).transpose(0, 1).flatten(1).double()
+    mean, square = first[:, :20].mean(1)
+    torch.testing.assert_close(mean, got.mean(1))
+    torch.testing.assert_close(square - mean**2, got.var(1, correction=0))
+    torch.testing.assert_close(last[0], model[:4](x).double())
+    assert not model[1]._forward_pre_hooks
+
+
+def test_the_threshold_lets_one_clean_sample_in_twenty_through():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), bn.BatchNorm1d(10))
+    bn.calibrate(model, [torch.from_numpy(DATA.train_inputs)], progress=False)
+    same = replace(DATA, test_inputs=np.concatenate([DATA.test_inputs[:25]] * 2))
+    assert look(model, same)["alarms"] == pytest.approx(0.05)  # the halves are equal
+    brighter = same.test_inputs.copy()
+    brighter[25:] += 1
+    seen = look(model, replace(same, test_inputs=brighter))
+    assert seen["alarms"] == 1
+    assert seen["clean"][2] > seen["threshold"]
+    scores = under_shift._clean_scores(model.eval(), torch.from_numpy(same.test_inputs[:25]))
+    assert len(set(scores)) == under_shift.SAMPLES
+    assert np.mean(np.array(scores) > seen["threshold"]) == pytest.approx(0.05)
 
 
 def look(model, data, last=True):
@@ -60,9 +98,8 @@ def test_it_looks_at_both_halves_and_leaves_the_network_as_it_is():
     kept = {name: value.clone() for name, value in model.state_dict().items()}
     assert look(model, DATA, last=False) is None
     seen = look(model, DATA)
-    assert set(seen) == {*SHIFTS, "clean", "other"}
+    assert set(seen) == {*SHIFTS, "clean", "threshold", "alarms"}
     assert [len(seen[name]) for name in SHIFTS] == [len(SEVERITIES)] * len(SHIFTS)
-    assert seen["clean"][2] != seen["other"]
     assert model.training
     assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
     # Adapted to the half that is there for it, and tried on the other.
@@ -79,15 +116,23 @@ def test_features_bear_the_shifts_that_need_no_picture():
         test_inputs=DATA.test_inputs.reshape(50, 64, 1, 1),
     )
     seen = look(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), features)
-    assert set(seen) == {"brightness", "contrast", "noise", "inversion", "clean", "other"}
+    assert set(seen) == {
+        "brightness",
+        "contrast",
+        "noise",
+        "inversion",
+        "clean",
+        "threshold",
+        "alarms",
+    }
 
 
-def judged(store, worst, adapted, strong=1.0, clean=90.0, reason="", plain_reason=""):
+def judged(store, worst, adapted, strong=1.0, alarms=0.05, clean=90.0, reason="", plain_reason=""):
     """A judgement of made-up looks: of all shifts, and another accuracy adapted to inversion."""
     for run in CLAIM.tasks(PLAN, "relu"):
         seen = {name: [[worst, adapted, strong]] * len(SEVERITIES) for name in SHIFTS}
         seen["inversion"] = [[worst, worst, strong]] * len(SEVERITIES)
-        seen.update(clean=[clean, clean, 0.1], other=0.2 + 0.01 * run.seed)
+        seen.update(clean=[clean, clean, 0.1], threshold=0.2 + 0.01 * run.seed, alarms=alarms)
         why = reason if run.recipe.normalized else plain_reason
         store.add(run, result([0.9], why, observed={"under_shift": [[8, seen]]}))
     return judge(CLAIM, ["relu"], PLAN, store)
@@ -97,6 +142,7 @@ def judged(store, worst, adapted, strong=1.0, clean=90.0, reason="", plain_reaso
     ("made", "checks"),
     [
         ({"worst": 40.0, "adapted": 50.0}, [True, True, True]),
+        ({"worst": 40.0, "adapted": 50.0, "alarms": 0.2}, [True, False, True]),
         ({"worst": 40.0, "adapted": 80.0}, [True, True, False]),
         ({"worst": 40.0, "adapted": 50.0, "strong": 0.15}, [True, False, True]),
         ({"worst": 86.0, "adapted": 50.0}, [False, True, False]),
@@ -140,8 +186,10 @@ def test_a_plain_network_that_broke_off_is_left_out(store):
 
 def test_it_turns_where_nothing_is_shifted(store, tmp_path, monkeypatch):
     plan = small_plan(DATA, seeds=(0, 1, 2), steps=40)
-    checks = studied(CLAIM, "relu", plan, DATA, store).findings[0].checks
-    assert list(checks.values())[:2] == [True, True]
+    (found,) = studied(CLAIM, "relu", plan, DATA, store).findings
+    assert found.checks["fails under the strongest shifts"]
+    flagged = [row.values for row in found.rows if row.condition == "shifts from severity 3 on"]
+    assert np.mean(flagged) > 80
     monkeypatch.setattr(under_shift, "shift", lambda inputs, *_, **__: np.array(inputs))
     with Store(tmp_path / "unshifted") as fresh:
         assert studied(CLAIM, "relu", plan, DATA, fresh).answer == "does not hold"

@@ -17,10 +17,10 @@ from batchnorm.study.interactive import figure
 from batchnorm.study.measures import inference as predicted
 from batchnorm.study.measures.inference import at_inference
 from batchnorm.study.networks import NETWORKS, build, norms
+from batchnorm.study.observation import Result, State
 from batchnorm.study.pictures import png
 from batchnorm.study.recipes import NORMALIZED
 from batchnorm.study.store import Store
-from batchnorm.study.training import Result, State
 
 DATA = small_data()
 

@@ -22,14 +22,15 @@ from batchnorm.study.measures.internal_shift import (
     hellinger,
     kept,
     moved,
+    moved_before,
     turned,
     wandered,
 )
 from batchnorm.study.networks import NETWORKS, build, maps
+from batchnorm.study.observation import Result, State
 from batchnorm.study.pictures import png
 from batchnorm.study.recipes import NORMALIZED, PLAIN
 from batchnorm.study.store import Store
-from batchnorm.study.training import Result, State
 
 DATA = small_data()
 
@@ -99,6 +100,9 @@ class TestDistributionShift:
         for channel in (0, UNITS - 1):
             expected = np.percentile(z[:, channel].numpy(), [15, 50, 85])
             assert seen["percentiles"][channel] == pytest.approx(expected.tolist(), rel=1e-5)
+        assert len(seen["put_out"]) == 3  # not the classes'
+        # Without normalization an activation gets what its map puts out.
+        assert seen["put_out"] == seen["moved"]
         step(model, *state.batch, state.rate)
         moved = model[0][:5](state.held_out[0]).detach()
         values = [of.double().transpose(0, 1).flatten(1) for of in (z, moved)]
@@ -154,14 +158,17 @@ def test_what_broke_is_finite():
     assert np.isfinite(numbers).all()
 
 
-def seen_by(shift, units, far, **more):
+def seen_by(shift, units, far, put_out=None, **more):
     """The result of a run with two looks."""
-    looks = [{"percentiles": unit, "moved": [shift, 3 * shift]} for unit in units]
+    outputs = [4 * shift] if put_out is None else [put_out]
+    looks = [
+        {"percentiles": unit, "moved": [shift, 3 * shift], "put_out": outputs} for unit in units
+    ]
     observed = {
         "distribution_shift": [[step, look] for step, look in zip((0, 9), looks, strict=True)],
         "gradient_shift": [[0, [[far, 0.9], [far, 0.7]]], [9, [[4 * far, 0.5], [4 * far, 0.5]]]],
     }
-    return Result(losses=[1.0], observed=observed, **more)
+    return Result(losses=[1.0] * 5 + [0.8] * 4, observed=observed, **more)
 
 
 def test_the_looks_are_averaged():
@@ -169,12 +176,13 @@ def test_the_looks_are_averaged():
     made = seen_by(0.1, units, 0.2)
     assert moved(made) == pytest.approx([0.2, 0.2])
     assert turned(made) == pytest.approx([0.2, 0.8])
-    assert kept(made) == pytest.approx((0.8 + 0.5) / 2)
+    assert kept(made) == pytest.approx([0.8, 0.5])
+    assert moved_before(made) == pytest.approx([0.4, 0.4])
     # The first unit wanders by 1 of 2, the constant one not at all, the last by 2/3 of 8.
     assert wandered(made) == pytest.approx(2 / 3 / 8)
 
 
-def judged(store, moves=0.1, ranges=0.2, gradients=0.5, reason=""):
+def judged(store, moves=0.1, ranges=0.2, gradients=0.5, outputs=0.3, reason=""):
     """A judgement, with normalization, of these ratios to the plain network."""
     plan = plan_of(1.0)
     for run in CLAIM.tasks(plan, "conv"):
@@ -183,7 +191,10 @@ def judged(store, moves=0.1, ranges=0.2, gradients=0.5, reason=""):
         wide = (ranges if ours else 1.0) * far
         units = [[[0, 1, 2]], [[wide, 1 + wide, 2 + wide]]]
         made = seen_by(
-            (moves if ours else 1.0) * 0.1 * far, units, (gradients if ours else 1.0) * far
+            (moves if ours else 1.0) * 0.1 * far,
+            units,
+            (gradients if ours else 1.0) * far,
+            (outputs if ours else 1.0) * 0.2 * far,
         )
         store.add(run, replace(made, reason=reason))
     return judge(CLAIM, ["conv"], plan, store)
@@ -195,11 +206,14 @@ def test_smaller_shifts_hold(store):
     (found,) = judgement.findings
     assert found.effect == "0.1× (0.1–0.1)"
     assert (found.without, found.with_) == ("0.202", "0.0202")
-    assert [str(row.effect) for row in found.rows if row.effect][1:] == [
-        "0.2× (0.2–0.2)",
-        "0.5× (0.5–0.5)",
-        "0 (0 to 0)",
-    ]
+    effects = {(row.condition, row.measure): str(row.effect) for row in found.rows if row.effect}
+    assert effects["batchnorm, learning", "the same of maps' outputs"] == "0.3× (0.3–0.3)"
+    assert effects["batchnorm", "range of percentiles, in spreads"] == "0.2× (0.2–0.2)"
+    assert effects["batchnorm, learning", "cosine of the gradients"] == "0 (0 to 0)"
+    rows = {(row.condition, row.measure): row.values for row in found.rows}
+    change = "change of the gradients, share"
+    assert rows["plain, before it learns", change] == pytest.approx([1, 1.01, 1.02])
+    assert rows["plain, learning", change] == pytest.approx([4, 4.04, 4.08])
     percentiles, shifts = judgement.charts
     assert len(shifts.panels) == 2
     assert percentiles.panels[0].series[0].x == [1, 10]
@@ -211,10 +225,11 @@ def test_smaller_shifts_hold(store):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"moves": 1.0}, [False, True, True]),
-        ({"ranges": 2.0}, [True, False, True]),
-        ({"gradients": 4.7}, [True, True, False]),
-        ({"moves": 1.1, "ranges": 1.0, "gradients": 1.0}, [False, False, False]),
+        ({"moves": 1.0}, [False, True, True, True]),
+        ({"outputs": 1.2}, [True, False, True, True]),
+        ({"ranges": 2.0}, [True, True, False, True]),
+        ({"gradients": 4.7}, [True, True, True, False]),
+        ({"moves": 1.1, "outputs": 1.0, "ranges": 1.0, "gradients": 1.0}, [False] * 4),
     ],
 )
 def test_each_check_turns(store, changes, expected):

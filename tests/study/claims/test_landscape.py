@@ -23,10 +23,10 @@ from batchnorm.study.measures.landscape import (
     variations,
 )
 from batchnorm.study.networks import NETWORKS, build, maps
+from batchnorm.study.observation import Result, State
 from batchnorm.study.pictures import png
 from batchnorm.study.recipes import NORMALIZED, PLAIN
 from batchnorm.study.store import Store
-from batchnorm.study.training import Result, State
 
 DATA = small_data()
 
@@ -83,7 +83,7 @@ class TestTheProbe:
         assert np.isfinite([*seen["losses"], *seen["changes"]]).all()
 
 
-def judged(store, losses=0.5, gradients=0.4, reason=""):
+def judged(store, losses=0.5, gradients=0.4, reason="", learns=True):
     """A judgement, with normalization, of these ratios to the plain network."""
     plan = plan_of(1.0)
     for run in CLAIM.tasks(plan, "conv"):
@@ -96,8 +96,10 @@ def judged(store, losses=0.5, gradients=0.4, reason=""):
             "changes": [change * length for length in LENGTHS],
             "rate": 0.5,
         }
-        observed = {"along_the_gradient": [[0, seen], [9, seen]]}
-        store.add(run, Result(losses=[1.0], observed=observed, reason=reason))
+        flat = {**seen, "losses": [3.0, *(3.0 - 0.01 * fall * length / 4 for length in LENGTHS)]}
+        observed = {"along_the_gradient": [[0, flat], [5, seen], [9, seen]]}
+        losses_of = [1.0] * 5 + [0.8 if learns else 1.0] * 4
+        store.add(run, Result(losses=losses_of, observed=observed, reason=reason))
     return judge(CLAIM, ["conv"], plan, store)
 
 
@@ -107,13 +109,15 @@ def test_less_change_holds(store):
     (found,) = judgement.findings
     assert (found.without, found.with_, found.effect) == ("1.1", "0.439", "0.4× (0.4–0.4)")
     values = {(row.condition, row.measure): row for row in found.rows}
-    assert values["plain", "effective smoothness"].values == pytest.approx([2, 2.2, 2.4])
-    assert str(values["batchnorm", "effective smoothness"].effect) == "0.4× (0.4–0.4)"
-    assert values["batchnorm", "range of the loss"].values == pytest.approx([1, 1.1, 1.2])
+    assert values["plain, learning", "effective smoothness"].values == pytest.approx([2, 2.2, 2.4])
+    assert str(values["batchnorm, learning", "effective smoothness"].effect) == "0.4× (0.4–0.4)"
+    assert values["batchnorm, learning", "range of the loss"].values == pytest.approx([1, 1.1, 1.2])
+    plateau = values["batchnorm, before it learns", "range of the loss"]
+    assert plateau.values == pytest.approx([0.01, 0.011, 0.012])
     losses, gradients = judgement.charts
     plain, ours = losses.panels[0].series
-    assert (plain.low[0], plain.y[0], plain.high[0]) == pytest.approx((1, 3, 3))
-    assert ours.low[0] == pytest.approx(2)
+    assert (plain.low[1], plain.y[1], plain.high[1]) == pytest.approx((1, 3, 3))
+    assert ours.low[1] == pytest.approx(2)
     assert len(gradients.panels) == 2
     assert gradients.panels[1].series[0].x == LENGTHS
     for chart in judgement.charts:
@@ -134,6 +138,12 @@ def test_runs_that_broke_off_are_not_measured(store):
     assert judgement.answer == "not measured"
     assert "the loss was nan at step 3" in judgement.findings[0].sentence
     assert judgement.charts == []
+
+
+def test_a_network_that_never_begins_to_learn_is_not_measured(store):
+    judgement = judged(store, learns=False)
+    assert judgement.answer == "not measured"
+    assert "did not begin to learn in 9 steps" in judgement.findings[0].sentence
 
 
 @pytest.mark.parametrize("normalized", [True, False])

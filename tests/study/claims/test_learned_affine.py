@@ -15,11 +15,11 @@ from batchnorm.study.interactive import figure
 from batchnorm.study.measures import learned_affine as quotients
 from batchnorm.study.measures.learned_affine import Errors, GradientCheck
 from batchnorm.study.networks import NETWORKS, build, norms
+from batchnorm.study.observation import Result, State
 from batchnorm.study.pictures import png
 from batchnorm.study.recipes import NORMALIZED
 from batchnorm.study.store import Store
 from batchnorm.study.tasks import fingerprint
-from batchnorm.study.training import Result, State
 
 DATA = small_data()
 
@@ -118,6 +118,14 @@ def test_right_gradients_that_moved_them_hold(store):
     assert values["layer 1", "gamma, mean"] == pytest.approx([1, 1, 1])
     assert values["layer 1", "gamma, spread"] == pytest.approx([0.3, 0.33, 0.36])
     assert values["batchnorm", "error of the gradient of gamma"] == [1e-9] * 3
+    gammas, _ = judgement.charts[0].panels
+    first, second, start = gammas.series
+    assert [line.name for line in gammas.series] == ["layer 1", "layer 2", "start"]
+    assert (start.x, start.y[0]) == ([1.0, 1.0], 0.0)
+    assert sum(first.y) / 2 == pytest.approx(100)  # each bin has two corners
+    assert max(np.array(first.x)[np.array(first.y) > 0]) == pytest.approx(1.36)
+    assert min(np.array(second.x)[np.array(second.y) > 0]) == pytest.approx(1.3, abs=0.03)
+    assert first.low == ()
     for chart in judgement.charts:
         assert all(figure(panel)["data"] for panel in chart.panels)
         assert png(chart)

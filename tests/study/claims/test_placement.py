@@ -6,7 +6,8 @@ from study.small import plan_of, result, small_data, small_plan, studied, withou
 from batchnorm.study.claims import judge
 from batchnorm.study.claims.placement import CLAIM
 from batchnorm.study.interactive import figure
-from batchnorm.study.measures.rates import at_own_rate, few_rates, tried
+from batchnorm.study.measures.rates import at_own_rate, few_rates, told_steps, tried
+from batchnorm.study.measures.runs import best
 from batchnorm.study.pictures import png
 from batchnorm.study.recipes import PLAIN
 from batchnorm.study.store import Store
@@ -43,6 +44,20 @@ def test_each_variant_has_its_own_rate(store):
     assert {run.learning_rate for run in at_own_rate(store, by_rate)} == {0.3}
 
 
+def test_the_best_rate_is_by_the_quantity_that_is_told(store):
+    plan = plan_of(0.1, 0.3)
+    by_rate = tried(plan, "conv", PLAIN)
+    for runs, ends in zip(by_rate, ([0.5] * 4, [0.9, 0.1, 0.1, 0.1]), strict=True):
+        for run in runs:
+            store.add(run, result(ends))
+    assert at_own_rate(store, by_rate)[0].learning_rate == 0.1
+    assert at_own_rate(store, by_rate, best)[0].learning_rate == 0.3
+
+
+def test_the_steps_are_told():
+    assert told_steps(["sigmoid", "conv"]) == "sigmoid 900, conv 200"
+
+
 @pytest.mark.parametrize(
     ("before", "after", "answer"),
     [
@@ -64,6 +79,7 @@ def test_it_is_told_which_place_is_better(store, after, said):
     (found,) = judgement.findings
     assert found.sentence.count(f"{said} better") == 1
     assert (found.without, found.with_) == ("80.1%", f"90.1, {100 * after + 0.1:.1f}")
+    assert found.effect == "+10 (+10 to +10)"
     assert found.rows[-1].values == pytest.approx([100 * (after - 0.9)] * 3, abs=1e-6)
     for chart in judgement.charts:
         assert all(figure(panel)["data"] for panel in chart.panels)
@@ -76,8 +92,8 @@ def test_nothing_learned_is_not_measured(store):
 
 def test_it_turns_when_normalization_is_taken_away(store, tmp_path, monkeypatch):
     data = small_data()
-    plan = small_plan(data, seeds=range(4), steps=30, rates=(1.0, 3.0))
-    assert studied(CLAIM, "sigmoid", plan, data, store).answer == "holds"
+    plan = small_plan(data, seeds=range(3), steps=30, rates=(0.1, 0.3))
+    assert studied(CLAIM, "conv", plan, data, store).answer == "holds"
     without_normalization(monkeypatch)
     with Store(tmp_path / "without") as fresh:
-        assert studied(CLAIM, "sigmoid", plan, data, fresh).answer != "holds"
+        assert studied(CLAIM, "conv", plan, data, fresh).answer == "does not hold"

@@ -7,8 +7,9 @@ import pytest
 from study.small import result, small_data, small_plan, studied
 
 from batchnorm.study.claims import judge, raw_inputs
-from batchnorm.study.claims.raw_inputs import CLAIM, badly_scaled, standardized
+from batchnorm.study.claims.raw_inputs import CLAIM
 from batchnorm.study.interactive import figure
+from batchnorm.study.measures.treatments import badly_scaled, standardized
 from batchnorm.study.pictures import png
 from batchnorm.study.store import Store
 

@@ -15,10 +15,11 @@ from batchnorm.study.interval import difference
 from batchnorm.study.measures.drawing import beside, curve
 from batchnorm.study.measures.runs import NotMeasured, each, final, learned, whole
 from batchnorm.study.networks import activations
+from batchnorm.study.observation import State
 from batchnorm.study.plan import Plan
 from batchnorm.study.recipes import NORMALIZED
 from batchnorm.study.store import Store
-from batchnorm.study.training import Run, State
+from batchnorm.study.training import Run
 
 # tanh(z) is 2 sigmoid(2z) - 1: between these it is as near to a line as the sigmoid is.
 _LINEAR = {nn.Sigmoid: (0.2, 0.8), nn.Tanh: (-0.6, 0.6)}
@@ -90,8 +91,8 @@ def measure(plan: Plan, part: str, store: Store) -> Finding:
     return Finding(
         part,
         f"Without gamma and beta, {without:.1f}% of the {part} network's activations are in the "
-        f"linear part at the end, with them {with_:.1f}%: {more} without. The accuracy is {higher} "
-        f"higher with them. Fixed or absent, the losses differ by {max(apart):.1g} at the most.",
+        f"linear part at the end, with them {with_:.1f}%: {more} without. They change the "
+        f"accuracy by {higher}. Fixed or absent, the losses differ by {max(apart):.1g} at most.",
         str(replace(more, unit="")),
         f"{without:.1f}%",
         f"{with_:.1f}%",
@@ -182,7 +183,7 @@ def _panel(plan: Plan, part: str, store: Store) -> Panel:
 CLAIM = Claim(
     number=14,
     name="affine",
-    title="Gamma and beta leave the linear part",
+    title="Gamma and beta free it of the linear part",
     says="Without gamma and beta a sigmoid would be held to its linear part, about (0.2, 0.8): its "
     "inputs would have mean 0 and variance 1 for good. Gamma and beta let them have any mean and "
     "variance. For it: they are worth 0.5 to 2 points of accuracy in residual networks, and "

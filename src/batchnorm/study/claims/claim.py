@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from batchnorm.study.plan import Plan
 from batchnorm.study.store import Store
 from batchnorm.study.tasks import Task
 
+_LONGEST = 80  # letters of a file's name, which no system cuts off
 Answer = Literal["holds", "does not hold", "depends", "not measured"]
 
 
@@ -40,8 +42,9 @@ class Finding:
         part: The network, or whatever else of the claim's `parts`.
         sentence: What was found, in plain words.
         effect: The same, short enough for a table.
-        without: The value without batch normalization, for the table.
-        with_: The value with it.
+        without: What the effect goes from, for the table: the value without batch normalization,
+            where the claim's unit says nothing else.
+        with_: What it goes to: the value with it.
         checks: By what is asked, in a few words that hold where it is true: whether it is. The
             verdict comes from these alone.
         rows: The numbers behind it.
@@ -62,7 +65,7 @@ class Claim:
 
     Attributes:
         number: Its number in the notes; 0 for what is not in them.
-        name: A name for links and files, in small letters and underscores.
+        name: A name for links and files: at most 40 letters, digits and underscores.
         title: What is claimed, in a few words.
         says: What the notes say, and what the literature says for it and against it.
         source: Where it is from.
@@ -90,6 +93,16 @@ class Claim:
     measure: Callable[[Plan, str, Store], Finding]
     charts: Callable[[Plan, Sequence[str], Store], Sequence[Chart]]
     any_network: bool = False
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w{1,40}", self.name, re.ASCII):
+            raise ValueError(
+                f"the claim's name {self.name!r:.60}: expected at most 40 letters, digits and "
+                "underscores"
+            )
+        for what in ("title", "says", "source", "measured", "rule", "unit"):
+            if not isinstance(getattr(self, what), str):
+                raise TypeError(f"the claim {self.name}: its {what} is no text")
 
     @property
     def key(self) -> str:
@@ -128,3 +141,16 @@ class Judgement:
         if len(held) == 2:
             return "depends"
         return "holds" if held.pop() else "does not hold"
+
+    @property
+    def figures(self) -> dict[str, Chart]:
+        """The charts by the names of their files, without a suffix; no two have the same."""
+        named: dict[str, Chart] = {}
+        for chart in self.charts:
+            whole = re.sub(r"[^\w-]+", "-", f"{self.claim.name}-{chart.name}", flags=re.ASCII)
+            name, place = whole[:_LONGEST].strip("-"), 1
+            while name in named:
+                place += 1
+                name = f"{whole[: _LONGEST - 4]}-{place}"
+            named[name] = chart
+        return named

@@ -8,9 +8,9 @@ import numpy as np
 
 from batchnorm.study.charts import STYLES, Chart, Panel
 from batchnorm.study.claims.claim import Claim, Finding, Row
-from batchnorm.study.interval import ratio
+from batchnorm.study.interval import ratio, short
 from batchnorm.study.measures.drawing import beside
-from batchnorm.study.measures.runs import NotMeasured
+from batchnorm.study.measures.runs import whole
 from batchnorm.study.plan import Plan
 from batchnorm.study.store import Store
 from batchnorm.study.timing import Timing
@@ -25,9 +25,7 @@ def tasks(plan: Plan, part: str) -> list[Timing]:
 
 def measure(plan: Plan, part: str, store: Store) -> Finding:
     """Compare the time of an epoch."""
-    times = store[tasks(plan, part)[0]]
-    if times.reason:
-        raise NotMeasured(f"The {part} network was not timed: {times.reason}.")
+    (times,) = whole(store, tasks(plan, part))
     rows = _rows("training, ms an epoch", times.training)
     rows += _rows("inference, ms an epoch", times.inference)
     effects = {(row.measure.split(",")[0], row.condition): row.effect for row in rows}
@@ -42,8 +40,8 @@ def measure(plan: Plan, part: str, store: Store) -> Finding:
         f"torch.nn, and {ours} with batchnorm. At inference it takes {unfolded} with torch.nn, "
         f"and {folded} when batch normalization is folded into the linear maps.",
         f"{theirs.value:.2f}×, {ours.value:.2f}×",
-        f"{1e3 * np.median(times.training['plain']):.3g}",
-        f"{1e3 * np.median(times.training['batchnorm']):.3g}",
+        short(1e3 * float(np.median(times.training["plain"]))),
+        short(1e3 * float(np.median(times.training["batchnorm"]))),
         {"longer with torch.nn": theirs.low > 1, "longer with batchnorm": ours.low > 1},
         rows,
     )
@@ -66,7 +64,10 @@ def charts(plan: Plan, parts: Sequence[str], store: Store) -> list[Chart]:
     times = {part: store[tasks(plan, part)[0]] for part in parts}
     panels = [_panel(f"{part}, training", of.training) for part, of in times.items()]
     panels += [_panel(f"{part}, inference", of.inference) for part, of in times.items()]
-    caption = "The time of an epoch. Each dot is one epoch, the bars are the medians."
+    caption = (
+        "The time of an epoch. Each dot is one repetition, in which at most 50 batches are timed "
+        "and counted up to an epoch; the bars are the medians."
+    )
     return [Chart("epoch-time", caption, panels)]
 
 
@@ -84,11 +85,14 @@ CLAIM = Claim(
     says="An epoch takes longer with batch normalization, because of the extra computation; fewer "
     "epochs make up for it.",
     source="lecture notes; Ioffe & Szegedy 2015 (arXiv:1502.03167) give no times",
-    measured="An epoch of training is timed in one process on one thread, the norms in turn, on "
-    "the same batches, after a pass that warms up and checks that torch.nn and batchnorm give "
-    "the same losses; then predicting the same examples, also with torch.nn's batch normalization "
-    "folded into the linear maps, once the predictions are checked to be the same. Nothing else "
-    "of the study runs meanwhile.",
+    measured="Training is timed in one process on one thread, the norms in turn, on the same "
+    "batches of 60, after a pass that warms up and checks that torch.nn and batchnorm give the "
+    "same losses. A repetition times an epoch; of a longer one 50 batches, which are counted up to "
+    "all of it. With batchnorm, the layer that normalizes computes the activation as well; with "
+    "torch.nn, a layer of its own does. Then predicting the same examples is timed, also with "
+    "torch.nn's batch normalization folded into the linear maps, once the predictions are checked "
+    "to be the same. Nothing else of the study runs meanwhile. Effects are the medians of the "
+    "ratios to the plain network, paired by repetition.",
     rule="It holds for a network if the 95% interval of the ratio to the plain network, over the "
     "repetitions, lies above\u00a01, both with torch.nn and with batchnorm, in training.",
     unit="ms an epoch of training; effect: torch.nn, batchnorm",

@@ -17,7 +17,7 @@ from batchnorm.study.descent import one_thread
 from batchnorm.study.interval import short
 from batchnorm.study.measures.drawing import beside
 from batchnorm.study.measures.implementations import EPS, NORMALIZE
-from batchnorm.study.measures.runs import NotMeasured
+from batchnorm.study.measures.runs import whole
 from batchnorm.study.plan import Plan
 from batchnorm.study.store import Store
 from batchnorm.study.tasks import Outcome, Task
@@ -25,6 +25,7 @@ from batchnorm.study.tasks import Outcome, Task
 _EXAMPLES = 60  # as in a step of training
 _TOLERANCES = {"float64": 1e-12, "float32": 1e-5}
 _FLOOR = 1e-17  # where no difference is drawn, as a logarithm has no 0
+_NAMES = {"reference": "reference, float64"}  # it computes in float64 whatever it is given
 _USUAL, _OTHER = "γ=1, β=0", "another batch"
 
 
@@ -104,10 +105,7 @@ def tasks(plan: Plan, part: str) -> list[Identity]:
 
 def _found(plan: Plan, part: str, store: Store) -> dict[str, dict[str, list[float]]]:
     """Return by type and implementation, what each seed found."""
-    outcomes = [store[task] for task in tasks(plan, part)]
-    for outcome in outcomes:
-        if outcome.reason:
-            raise NotMeasured(f"A batch was not compared: {outcome.reason}.")
+    outcomes = whole(store, tasks(plan, part))
     return {
         dtype: {name: [of.largest[dtype][name] for of in outcomes] for name in names}
         for dtype, names in outcomes[0].largest.items()
@@ -136,7 +134,7 @@ def measure(plan: Plan, part: str, store: Store) -> Finding:
             for dtype, tolerance in _TOLERANCES.items()
         },
         [
-            Row(name, f"largest difference, {dtype}", values)
+            Row(_NAMES.get(name, name), f"largest difference, inputs in {dtype}", values)
             for dtype, of in found.items()
             for name, values in of.items()
         ],
@@ -159,7 +157,7 @@ def _panel(dtype: str, found: Mapping[str, Sequence[float]]) -> Panel:
     return beside(
         dtype,
         "largest difference",
-        {name: [max(v, _FLOOR) for v in of] for name, of in found.items()},
+        {_NAMES.get(name, name): [max(v, _FLOOR) for v in of] for name, of in found.items()},
         styles=["other", "torch", "batchnorm", "plain", "plain"],
         log=True,
         start=_FLOOR,
@@ -174,8 +172,9 @@ CLAIM = Claim(
     title="γ and β can undo it",
     says="With γ = √(σ² + ε) and β = μ the layer is the identity, so a network loses nothing that "
     "it could represent. Against it: μ and σ² are those of a batch, so in training one γ and one β "
-    "undo the normalization of one batch only, and for others nearly; in evaluation, where the "
-    "moments are fixed, they undo it exactly.",
+    "undo the normalization of one batch only, and change another as far as its moments differ: "
+    "most where a channel hardly varies in a batch, or not at all. In evaluation, where the "
+    "moments are fixed, they undo it for all.",
     source="lecture notes; Ioffe & Szegedy 2015 (arXiv:1502.03167), section 3",
     measured=f"For each seed {_EXAMPLES} training examples are drawn. γ and β are set by the "
     "moments of this batch, computed in float64, and the batch passes the layers of torch.nn and "

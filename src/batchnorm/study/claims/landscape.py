@@ -17,11 +17,13 @@ from batchnorm.study.measures.landscape import (
     smoothness,
     variations,
 )
+from batchnorm.study.measures.phases import LEARNING, before, learning
 from batchnorm.study.measures.runs import each, geometric
+from batchnorm.study.observation import Probe, Result
 from batchnorm.study.plan import Plan
 from batchnorm.study.recipes import NORMALIZED, PLAIN, Recipe
 from batchnorm.study.store import Store
-from batchnorm.study.training import Result, Run
+from batchnorm.study.training import Run
 
 _RECIPES = (PLAIN, NORMALIZED)
 
@@ -36,6 +38,7 @@ def _runs(plan: Plan, part: str, recipe: Recipe) -> list[Run]:
 
 
 _Quantity: TypeAlias = Callable[[Result], list[float]]
+_Looks: TypeAlias = Callable[[Result, Plan, Probe, Sequence[float]], list[float]]
 
 _MEASURES: dict[str, _Quantity] = {
     "range of the loss": variations,
@@ -47,26 +50,27 @@ _MEASURES: dict[str, _Quantity] = {
 
 def measure(plan: Plan, part: str, store: Store) -> Finding:
     """Compare how the loss and its gradient change along the gradient."""
-    effects, rows = {}, []
+    effects, last, rows = {}, {}, []
     for what, quantity in _MEASURES.items():
+        for when, looks in (("before it learns", before), ("learning", learning)):
 
-        def over_the_looks(result: Result, of: _Quantity = quantity) -> float:
-            return geometric(of(result))
+            def average(result: Result, of: _Quantity = quantity, looks: _Looks = looks) -> float:
+                return geometric(looks(result, plan, along_the_gradient, of(result)))
 
-        plain, ours = (
-            each(store, _runs(plan, part, recipe), over_the_looks) for recipe in _RECIPES
-        )
-        effects[what] = ratio(ours, plain)
-        rows += [Row("plain", what, plain), Row("batchnorm", what, ours, effects[what])]
+            plain, ours = (each(store, _runs(plan, part, recipe), average) for recipe in _RECIPES)
+            effect = ratio(ours, plain)
+            rows += [
+                Row(f"plain, {when}", what, plain),
+                Row(f"batchnorm, {when}", what, ours, effect),
+            ]
+        effects[what], last[what] = effect, (geometric(plain), geometric(ours))
     by_loss, by_gradient = effects["range of the loss"], effects["change of the gradient, share"]
-    without, with_ = (
-        geometric(row.values) for row in rows if row.measure == "change of the gradient, share"
-    )
+    without, with_ = last["change of the gradient, share"]
     return Finding(
         part,
-        f"Along the gradient, the loss of the {part} network ranges {by_loss} as far with batch "
-        f"normalization as without it, and the gradient changes {by_gradient} as much: by "
-        f"{with_:.2f} of its length in place of {without:.2f}.",
+        f"Once it learns, along the gradient the loss of the {part} network ranges {by_loss} as "
+        f"far with batch normalization as without it, and the gradient changes {by_gradient} as "
+        f"much: by {with_:.2f} of its length in place of {without:.2f}.",
         str(by_gradient),
         short(without),
         short(with_),
@@ -163,19 +167,25 @@ CLAIM = Claim(
     "Hessian that it need not make the loss smoother, above all of shallow networks. A comparison "
     "also depends on the scale of the weights: behind batch normalization only their direction "
     "counts, so the same rate is a shorter or longer step there (Hoffer et al. 2018, "
-    "arXiv:1803.01814).",
+    "arXiv:1803.01814). And on the plateau where plain sigmoids begin, everything is smooth, and "
+    "nothing is learned.",
     source="Santurkar et al. 2018 (arXiv:1805.11604), section 3.1; figure 4",
     measured="Both networks train with the network's usual rate, on batches of 60. At steps "
     "whose numbers grow by a factor of 1.5, from the first to the last, a copy goes along the "
     "negative gradient of the next batch, by ¼, ½, 1, 2 and 4 times the learning rate. On the same "
     "batch we take the range from the lowest to the highest loss, here and there, and the "
     "length of the gradient's change as a share of the gradient's length. Each is averaged "
-    "geometrically, over the lengths and over the looks. The effective smoothness is the largest "
-    "change of the gradient per length moved. A loss that falls further ranges further, too; the "
-    "range as a share of the loss is told beside it. The lengths are in units of the learning "
-    "rate, not of the weights, whose scale does not mean the same with batch normalization.",
+    "geometrically, over the lengths, and over the looks before and after the loss of a batch "
+    f"first falls below {LEARNING:.0%} of the first one, and of the loss of guessing, for "
+    "each run by itself: on a plateau, as plain sigmoids have it for hundreds of steps, the loss "
+    "is flat whatever it is later. The "
+    "effective smoothness is the largest change of the gradient per length moved. A loss that "
+    "falls further ranges further, too; the range as a share of the loss is told beside it. The "
+    "lengths are in units of the learning rate, not of the weights, whose scale does not mean "
+    "the same with batch normalization.",
     rule="It holds for a network if the 95% intervals of two ratios to the plain network, over the "
-    "seeds, are below\u00a01: of the range of the loss, and of the change of the gradient.",
+    "seeds, are below\u00a01: of the range of the loss, and of the change of the gradient, at the "
+    "looks after learning began.",
     unit="change of the gradient",
     parts=("relu", "sigmoid", "conv", "residual"),
     tasks=tasks,

@@ -8,21 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from batchnorm.study.charts import Chart, Panel
+from batchnorm.study.charts import Axis, Chart, Panel, Series
 from batchnorm.study.claims.claim import Claim, Finding, Row
 from batchnorm.study.interval import difference
 from batchnorm.study.measures.drawing import beside
 from batchnorm.study.measures.learned_affine import AFFINE, ENTRIES, STEPS, GradientCheck, H
-from batchnorm.study.measures.runs import NotMeasured, whole
+from batchnorm.study.measures.runs import whole
 from batchnorm.study.networks import norms
+from batchnorm.study.observation import State
 from batchnorm.study.plan import Plan
 from batchnorm.study.recipes import NORMALIZED
 from batchnorm.study.store import Store
 from batchnorm.study.tasks import Task
-from batchnorm.study.training import Run, State
+from batchnorm.study.training import Run
 
 _TOLERANCE = 1e-6
 _MOVED = 0.01  # a hundredth of where gamma starts: less is hardly learning
+_BINS = 30
+_STYLES = ("batchnorm", "after", "plain", "ghost", "renormalized")  # of the first layers
 _STARTS = {"gamma": 1.0, "beta": 0.0}
 
 _Affine = Mapping[str, Sequence[Sequence[float]]]
@@ -56,10 +59,7 @@ def _runs(plan: Plan, part: str) -> list[Run]:
 
 def _errors_of(plan: Plan, part: str, store: Store) -> dict[str, list[float]]:
     """All errors of gamma and of beta, by the seed's largest."""
-    outcomes = [store[check] for check in _checks(plan, part)]
-    for outcome in outcomes:
-        if outcome.reason:
-            raise NotMeasured(f"The gradients of the {part} network broke off: {outcome.reason}.")
+    outcomes = whole(store, _checks(plan, part))
     return {name: [max(outcome.errors[name]) for outcome in outcomes] for name in _STARTS}
 
 
@@ -104,9 +104,9 @@ def charts(plan: Plan, parts: Sequence[str], store: Store) -> list[Chart]:
     return [
         Chart(
             "gamma-and-beta",
-            "Gamma and beta of each channel at the end of a run, from the first layer to the last. "
-            "The dotted line is where all of them started; the bars are medians.",
-            [_channels(plan, part, store, name) for part in parts for name in _STARTS],
+            "Histograms of gamma and beta at the end, over the channels of a layer and all seeds. "
+            "The upright line is where all of them started.",
+            [_histogram(plan, part, store, name) for part in parts for name in _STARTS],
         ),
         Chart(
             "gradient-errors",
@@ -117,11 +117,26 @@ def charts(plan: Plan, parts: Sequence[str], store: Store) -> list[Chart]:
     ]
 
 
-def _channels(plan: Plan, part: str, store: Store, name: str) -> Panel:
-    layers = store[_runs(plan, part)[0]].seen(gamma_and_beta)[0][name]
-    values = {f"layer {number}": layer for number, layer in enumerate(layers, start=1)}
-    styles = ["batchnorm"] * len(layers)
-    return beside(f"{part}, {name}", name, values, styles=styles, goal=(_STARTS[name], "start"))
+def _histogram(plan: Plan, part: str, store: Store, name: str) -> Panel:
+    """Return how the values of each layer are spread, pooled over the seeds, as steps."""
+    ends = [result.seen(gamma_and_beta)[0][name] for result in whole(store, _runs(plan, part))]
+    layers = [np.concatenate(of) for of in zip(*ends, strict=True)]
+    start = _STARTS[name]
+    edges = np.histogram_bin_edges([*np.concatenate(layers), start], _BINS)
+    lines = []
+    for number, (style, values) in enumerate(zip(_STYLES, layers, strict=False), start=1):
+        shares = 100 * np.histogram(values, edges)[0] / len(values)
+        steps = [0.0, *np.repeat(shares, 2).tolist(), 0.0]  # from the axis up, and down to it
+        lines.append(Series(style, np.repeat(edges, 2).tolist(), steps, name=f"layer {number}"))
+    highest = max(max(line.y) for line in lines)
+    lines.append(Series("other", [start, start], [0.0, 1.05 * highest], name="start"))
+    room = 0.02 * (edges[-1] - edges[0])
+    return Panel(
+        f"{part}, {name}",
+        Axis(name, float(edges[0] - room), float(edges[-1] + room)),
+        Axis("share of the channels, %", 0, 1.1 * highest),
+        lines,
+    )
 
 
 def _gradient_errors(plan: Plan, part: str, store: Store) -> Panel:

@@ -9,12 +9,14 @@ import numpy as np
 from batchnorm.study.charts import Axis, Chart, Panel, Series
 from batchnorm.study.claims.claim import Claim, Finding, Row
 from batchnorm.study.interval import ratio
+from batchnorm.study.measures.rates import told_steps
 from batchnorm.study.measures.runs import NotMeasured, final, learned
 from batchnorm.study.plan import Plan
 from batchnorm.study.recipes import NORMALIZED, PLAIN, Recipe
 from batchnorm.study.store import Store
 from batchnorm.study.training import Run
 
+_PARTS = ("sigmoid", "conv", "relu", "residual", "tanh", "elu")
 _TRAINED = 0.5  # of the way from chance to the best that any run of the network ends with
 _RECIPES = (PLAIN, NORMALIZED)
 
@@ -116,14 +118,15 @@ CLAIM = Claim(
     "benefits.",
     source="Ioffe & Szegedy 2015 (arXiv:1502.03167), section 3.3",
     measured="Each network is trained with every learning rate of a grid, whose rates grow by a "
-    "factor of about 3 or more. A run has trained if it ends at least half of the way from "
+    "factor of about 3 or more, for the network's own number of steps "
+    f"({told_steps(_PARTS)}). A run has trained if it ends at least half of the way from "
     "chance to the best that any run of that network ends with, the mean of its last three "
     "evaluations. For each seed we take the largest rate that has trained; if none has, the "
     "rate that would come before the grid. A limit is known only to the factor between two "
     "rates.",
     rule="It holds for a network if the factor's 95% interval over the seeds is above\u00a01.",
     unit="largest rate that trains",
-    parts=("sigmoid", "conv", "relu", "residual", "tanh", "elu"),
+    parts=_PARTS,
     tasks=tasks,
     measure=measure,
     charts=charts,

@@ -53,7 +53,7 @@ def measure(plan: Plan, part: str, store: Store) -> Finding:
         f"{means['before']:.1f}% with it before the activation ({before}), and "
         f"{means['after']:.1f}% with it after ({after}). {_better(lead)}: after against before, "
         f"{lead}.",
-        str(replace(lead, unit="")),
+        str(replace(before, unit="")),
         f"{means['plain']:.1f}%",
         f"{means['before']:.1f}, {means['after']:.1f}",
         {
@@ -127,7 +127,7 @@ def _curves(plan: Plan, part: str, store: Store) -> Panel:
 CLAIM = Claim(
     number=9,
     name="placement",
-    title="Normalize before the activation or after it",
+    title="Before or after the activation, either helps",
     says="Normalization may stand before the activation, which is more popular, or after it. For "
     "before: what a linear map puts out is more symmetric and nearer to a normal distribution, so "
     "mean and variance say more about it (Ioffe & Szegedy 2015, section 3.2). For after: the next "
@@ -142,10 +142,12 @@ CLAIM = Claim(
     "the network's usual one and the two above it in its grid. Each of the three variants keeps "
     "the rate with which it ends most accurate, on the mean over the seeds. We compare that "
     "held-out accuracy at the end, the mean of the last three evaluations. Which place is better "
-    "is told, but no part of the verdict: a place may be more popular and no better.",
-    rule="It holds for a network if either place is more accurate than no normalization, with a "
-    "95% interval of the difference over the seeds above\u00a00.",
-    unit="accuracy; effect: after − before",
+    "is told, but no part of the verdict: a place may be more popular and no better. In a block of "
+    "the residual network the second normalization stands before the sum either way, as the "
+    "activation comes only after it: there, after means behind the first activation of the block.",
+    rule="It holds for a network if both places are more accurate than no normalization, each with "
+    "a 95% interval of the difference over the seeds above\u00a00.",
+    unit="accuracy; effect: before − plain",
     parts=("relu", "sigmoid", "conv", "residual", "tanh"),
     tasks=tasks,
     measure=measure,

@@ -28,7 +28,7 @@ def tasks(plan: Plan, part: str) -> list[Run]:
 
 
 def _rates(plan: Plan, part: str) -> tuple[float, ...]:
-    """Every other rate: that halves the cost, and keeps the lowest one, which suits plain most."""
+    """Every other rate, from the lowest on: half the cost, over nearly the same range."""
     return plan.networks[part].rates[::2]
 
 

@@ -9,10 +9,9 @@ import numpy as np
 
 from batchnorm.study.charts import Axis, Chart, Panel
 from batchnorm.study.claims.claim import Claim, Finding, Row
-from batchnorm.study.claims.raw_inputs import badly_scaled
 from batchnorm.study.interval import ratio, short
 from batchnorm.study.measures.drawing import beside, curve
-from batchnorm.study.measures.runs import NotMeasured, geometric
+from batchnorm.study.measures.runs import geometric, whole
 from batchnorm.study.measures.standardized_inputs import (
     EXAMPLES,
     FLAT,
@@ -20,9 +19,10 @@ from batchnorm.study.measures.standardized_inputs import (
     LeastSquares,
     Surface,
 )
+from batchnorm.study.measures.treatments import badly_scaled
+from batchnorm.study.observation import Treatment
 from batchnorm.study.plan import Plan
 from batchnorm.study.store import Store
-from batchnorm.study.training import Treatment
 
 _TREATMENTS: Mapping[str, Treatment | None] = {"as they are": None, "badly scaled": badly_scaled}
 _INPUTS = {"raw": "plain", "centred": "other", "standardized": "batchnorm"}  # and styles
@@ -36,10 +36,7 @@ def tasks(plan: Plan, part: str) -> list[LeastSquares]:
 
 def _found(plan: Plan, part: str, store: Store) -> dict[str, list[Surface]]:
     """Return by the inputs, the surface of each seed."""
-    outcomes = [store[task] for task in tasks(plan, part)]
-    for outcome in outcomes:
-        if outcome.reason:
-            raise NotMeasured(f"A linear model was not measured: {outcome.reason}.")
+    outcomes = whole(store, tasks(plan, part))
     return {name: [Surface(**getattr(of, name)) for of in outcomes] for name in _INPUTS}
 
 
@@ -55,13 +52,16 @@ def measure(plan: Plan, part: str, store: Store) -> Finding:
         f"With the inputs {part}, gradient descent takes {short(means['raw'])} steps on raw, "
         f"{short(means['centred'])} on centred and {short(means['standardized'])} on standardized "
         f"inputs: {faster} fewer. The condition number becomes {rounder} smaller.",
-        str(faster),
+        str(faster) if faster.high < 1e6 else f"{faster.value:.1e}×",
         short(means["raw"]),
         short(means["standardized"]),
         {"a smaller condition number": rounder.low > 1, "fewer steps": faster.low > 1},
         [
             Row(name, measure, of[name], ratio(of["raw"], of[name]) if name != "raw" else None)
-            for measure, of in (("condition number", conditions), ("steps to 1%", counts))
+            for measure, of in (
+                ("condition number", conditions),
+                ("steps until 1% of the excess is left", counts),
+            )
             for name in _INPUTS
         ]
         + [
@@ -82,8 +82,9 @@ def charts(plan: Plan, parts: Sequence[str], store: Store) -> list[Chart]:
         Chart("loss-surface", caption, [_spectra(part, of) for part, of in found.items()]),
         Chart(
             "steps-of-gradient-descent",
-            "How many steps gradient descent takes to come within 1% of the least loss, with the "
-            "rate 1 / (largest eigenvalue). Each dot is a seed, the bars are the medians.",
+            "How many steps gradient descent takes until 1% of the excess loss is left that there "
+            "was at the start, with the rate 1 / (largest eigenvalue). Each dot is a seed, the "
+            "bars are the medians.",
             [_steps(part, of) for part, of in found.items()],
         ),
     ]
@@ -105,7 +106,7 @@ def _spectra(part: str, found: Mapping[str, Sequence[Surface]]) -> Panel:
 
 def _steps(part: str, found: Mapping[str, Sequence[Surface]]) -> Panel:
     values = {name: [float(of.steps) for of in each] for name, each in found.items()}
-    return beside(part, "steps to 1%", values, styles=list(_INPUTS.values()), log=True)
+    return beside(part, "steps until 1% is left", values, styles=list(_INPUTS.values()), log=True)
 
 
 CLAIM = Claim(
@@ -128,7 +129,8 @@ CLAIM = Claim(
     f"is over the eigenvalues above {FLAT:g} of the largest: less is a flat direction, of "
     "constant or dependent inputs or near the rounding of float32, and neither counts nor is "
     "learned. The steps of gradient descent from 0 with the rate 1 / (largest eigenvalue), until "
-    "1% of the excess loss is left, are computed in the basis of the eigenvectors.",
+    "1% of the loss's excess over the least possible one is left of what there was at the start, "
+    "are computed in the basis of the eigenvectors.",
     rule="It holds if the 95% intervals over the seeds of both ratios, raw to standardized, of the "
     "condition number and of the steps, are above\u00a01.",
     unit="steps of gradient descent: raw, standardized",

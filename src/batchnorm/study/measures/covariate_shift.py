@@ -13,22 +13,28 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import batchnorm as bn
+from batchnorm.study.interval import difference
 from batchnorm.study.networks import norms
+from batchnorm.study.observation import Result, State
 from batchnorm.study.shifts import SEVERITIES, SHIFTS, applies, shift
-from batchnorm.study.training import Result, State
 
 MOST = 500  # examples to adapt on, and as many to try
+SHARE = 3  # one in so many of them is scored
+SAMPLES = 100  # of clean examples, by which the threshold is set
+RATE = 0.05  # of false alarms: the share of these samples that are above the threshold
 
 
 def under_shift(state: State) -> dict[str, Any] | None:
     """Return what shifts of the held-out inputs do to a network at the end of its run.
 
-    One half of the examples is there to adapt on, without labels, the other to try.
+    One half of the examples is there to adapt on, without labels, the other to try. What is scored
+    is from the half to try, and the threshold is set by clean samples of the other.
 
     Returns:
         By the name of the shift, for each severity: the accuracy as it was trained and when
-        adapted, in percent, and the score. `clean` has the same of the inputs as they are, and
-        `other` the score of the half that is tried.
+        adapted, in percent, and the score. `clean` has the same of the inputs as they are,
+        `threshold` the score above which a sample is flagged, and `alarms` the share of the clean
+        samples of the half to try that are.
     """
     if not state.last:
         return None
@@ -46,7 +52,7 @@ def under_shift(state: State) -> dict[str, Any] | None:
     def look(to_adapt: Tensor, to_try: Tensor) -> list[float]:
         adapted = _adapted(trained, to_adapt)
         accuracies = [_accuracy(model, to_try, labels) for model in (trained, adapted)]
-        return [*accuracies, score(trained, adapted)]
+        return [*accuracies, score(trained, moments(trained, to_try[: _size(half)]))]
 
     found: dict[str, Any] = {
         name: [
@@ -56,11 +62,24 @@ def under_shift(state: State) -> dict[str, Any] | None:
         for name in SHIFTS
         if applies(name, state.data_set.shape)
     }
+    threshold = float(np.quantile(_clean_scores(trained, chosen), 1 - RATE))
     return {
         **found,
         "clean": look(chosen, tried),
-        "other": score(trained, _adapted(trained, tried)),
+        "threshold": threshold,
+        "alarms": float(np.mean(np.array(_clean_scores(trained, tried)) > threshold)),
     }
+
+
+def _size(half: int) -> int:
+    return max(half // SHARE, 1)
+
+
+def _clean_scores(model: nn.Module, x: Tensor) -> list[float]:
+    """Return the scores of samples of these inputs, each drawn without replacement."""
+    of, generator = moments(model, x), np.random.default_rng(0)
+    drawn = (generator.permutation(len(x))[: _size(len(x))] for _ in range(SAMPLES))
+    return [score(model, [layer[:, sample] for layer in of]) for sample in drawn]
 
 
 def _adapted(model: nn.Module, x: Tensor) -> nn.Module:
@@ -71,25 +90,49 @@ def _adapted(model: nn.Module, x: Tensor) -> nn.Module:
     return model
 
 
-def score(model: nn.Module, adapted: nn.Module) -> float:
+def moments(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """Return what each normalization gets, in evaluation: the moments of each example.
+
+    Those of a sample are the means of its examples' ones, so many samples need one look.
+
+    Returns:
+        For each layer the means of the values and of their squares, in float64, shape (2, N, C).
+    """
+    found: list[Tensor] = []
+
+    def look(_: nn.Module, inputs: tuple[Tensor]) -> None:
+        values = inputs[0].flatten(2) if inputs[0].dim() > 2 else inputs[0][:, :, None]
+        values = values.double()
+        found.append(torch.stack([values.mean(2), values.square().mean(2)]))
+
+    hooks = [layer.register_forward_pre_hook(look) for layer in norms(model)]
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def score(model: nn.Module, of: Sequence[Tensor]) -> float:
     """Return how far the moments that a network has kept are from those it has on other inputs.
 
     Args:
         model: The network as it was trained.
-        adapted: The same, with its running moments set to those of other inputs.
+        of: The `moments` of the inputs.
 
     Returns:
         The symmetric Kullback-Leibler divergence between two normal distributions, the mean over
         the channels of each layer, then over the layers; 0 without normalization.
     """
     layers = []
-    for a, b in zip(norms(model), norms(adapted), strict=True):
+    for layer, seen in zip(norms(model), of, strict=True):
+        mean, square = seen.mean(1)
         # What the layer divides by holds eps, so that a constant channel is not infinitely far.
-        before, after = (layer.get_buffer("running_var").double() + layer.eps for layer in (a, b))
-        means = (layer.get_buffer("running_mean").double() for layer in (a, b))
-        distance = (next(means) - next(means)).square()
+        before = layer.get_buffer("running_var").double() + layer.eps
+        after = (square - mean.square()).clamp(min=0) + layer.eps
+        distance = (layer.get_buffer("running_mean").double() - mean).square()
         each = ((before + distance) / after + (after + distance) / before - 2) / 2
-        layers.append(float(each.mean().clamp_max(1e30)))
+        layers.append(float(torch.nan_to_num(each.mean(), nan=1e30).clamp_max(1e30)))
     return float(np.mean(layers)) if layers else 0.0
 
 
@@ -106,13 +149,15 @@ class Seen:
         names: The shifts.
         looks: By shift, severity, and what was looked at: accuracy, the same adapted, and score.
         clean: By what was looked at, on inputs as they are.
-        highest: The highest score of either half of the clean inputs.
+        threshold: The score above which a sample is flagged.
+        alarms: The share of clean samples that are flagged.
     """
 
     names: Sequence[str]
     looks: NDArray[np.float64]
     clean: NDArray[np.float64]
-    highest: NDArray[np.float64]
+    threshold: NDArray[np.float64]
+    alarms: NDArray[np.float64]
 
 
 def seen(results: Sequence[Result]) -> Seen:
@@ -121,5 +166,27 @@ def seen(results: Sequence[Result]) -> Seen:
     names = [name for name in SHIFTS if name in found[0]]
     looks = np.array([[of[name] for of in found] for name in names])
     clean = np.array([of["clean"] for of in found]).T
-    other = np.array([of["other"] for of in found])
-    return Seen(names, np.moveaxis(looks, 1, -1), clean, np.maximum(clean[2], other))
+    threshold, alarms = (np.array([of[name] for of in found]) for name in ("threshold", "alarms"))
+    return Seen(names, np.moveaxis(looks, 1, -1), clean, threshold, alarms)
+
+
+def flagged_share(of: Seen, severity: int) -> list[float]:
+    """Return, by seed, the share of the shifts from a severity on that the score flags."""
+    above = of.looks[:, SEVERITIES.index(severity) :, 2] > of.threshold
+    shares: list[float] = above.mean((0, 1)).tolist()
+    return shares
+
+
+def won_back(of: Seen, points: float) -> tuple[list[str], list[str]]:
+    """Return after which shifts adaptation wins back less than half, and after which it does not.
+
+    A shift whose highest severity does not take more than these points is in neither.
+    """
+    little: list[str] = []
+    much: list[str] = []
+    clean = of.clean[0]
+    for name, (worst, adapted, _) in zip(of.names, of.looks[:, -1], strict=True):
+        if difference(worst, clean).high < -points:
+            half_way = (worst + clean) / 2
+            (little if difference(adapted, half_way).high < 0 else much).append(name)
+    return little, much

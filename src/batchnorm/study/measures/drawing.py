@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from batchnorm.study.charts import STYLES, Axis, Panel, Series
+from batchnorm.study.observation import Probe, Result
 from batchnorm.study.plan import Plan
-from batchnorm.study.training import Probe, Result
 
 
 def curve(

@@ -14,7 +14,7 @@ from batchnorm.study.charts import Axis, Panel, Series
 from batchnorm.study.claims.claim import Row
 from batchnorm.study.data import DataSet
 from batchnorm.study.measures.implementations import NORMALIZE, furthest
-from batchnorm.study.measures.runs import NotMeasured
+from batchnorm.study.measures.runs import whole
 from batchnorm.study.plan import Plan
 from batchnorm.study.store import Store
 from batchnorm.study.tasks import Outcome, Task
@@ -97,10 +97,7 @@ def worked(plan: Plan, store: Store) -> Worked:
     Raises:
         NotMeasured: They broke off.
     """
-    outcome = store[WorkedExamples(plan.data)]
-    if outcome.reason:
-        raise NotMeasured(f"The worked examples broke off: {outcome.reason}.")
-    return outcome
+    return whole(store, [WorkedExamples(plan.data)])[0]
 
 
 def furthest_from_limit(outcome: Worked) -> float:
@@ -124,7 +121,7 @@ def limit_panel(outcome: Worked) -> Panel:
         Series(style, EPS[::-1], [max(distance, _FLOOR) for distance in of[::-1]], name=name)
         for style, name, of in zip(
             ("other", "batchnorm"),
-            ("2, 0, 2, 4", "200, 0, ..."),
+            ("2, 0, 2, 4", "200, 0, 200, 400"),
             zip(*outcome.distances["batchnorm"], strict=True),
             strict=True,
         )

@@ -14,7 +14,7 @@ import batchnorm as bn
 from batchnorm.study.descent import accuracy, batches
 from batchnorm.study.measures.runs import held
 from batchnorm.study.networks import norms
-from batchnorm.study.training import State
+from batchnorm.study.observation import State
 
 ALONE = 100  # examples that are predicted one by one
 BATCHES = 200  # of training examples, at the most, whose moments are the population's

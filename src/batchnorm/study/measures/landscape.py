@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from batchnorm.study.measures.runs import geometric, held
-from batchnorm.study.training import Result, State
+from batchnorm.study.observation import Result, State
 
 LENGTHS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of a step, in units of the learning rate
 

@@ -1,12 +1,14 @@
-"""A few learning rates for each variant of a network, and the one that suits a variant best."""
+"""How claims train a network: for how many steps, with which rates, and with which one best."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from batchnorm.study.measures.runs import final
+from batchnorm.study.networks import NETWORKS
+from batchnorm.study.observation import Result
 from batchnorm.study.plan import Plan
 from batchnorm.study.recipes import Recipe
 from batchnorm.study.store import Store
@@ -22,7 +24,7 @@ def few_rates(plan: Plan, network: str) -> list[float]:
         >>> from batchnorm.study.data import load
         >>> from batchnorm.study.plan import plan
         >>> few_rates(plan(load("digits")), "sigmoid")
-        [1, 3.0, 10.0]
+        [1.0, 3.0, 10.0]
     """
     of = plan.networks[network]
     return sorted({of.usual_rate, *(rate for rate in of.rates if rate > of.usual_rate)})[:_COUNT]
@@ -34,11 +36,26 @@ def tried(plan: Plan, network: str, recipe: Recipe, examples: int = 0) -> list[l
     return [plan.runs(network, recipe, rate, examples=examples) for rate in rates]
 
 
-def at_own_rate(store: Store, by_rate: Sequence[Sequence[Run]]) -> Sequence[Run]:
-    """Return the runs of the rate that ends with the highest accuracy, on the mean over the seeds.
+def at_own_rate(
+    store: Store,
+    by_rate: Sequence[Sequence[Run]],
+    quantity: Callable[[Result], float] = final,
+) -> Sequence[Run]:
+    """Return the runs of the rate that is best, on the mean over the seeds.
 
     Args:
         store: Where the results are.
         by_rate: The runs with each rate.
+        quantity: What is highest with the best rate: by default the accuracy at the end.
     """
-    return max(by_rate, key=lambda runs: float(np.mean([final(store[run]) for run in runs])))
+    return max(by_rate, key=lambda runs: float(np.mean([quantity(store[run]) for run in runs])))
+
+
+def told_steps(networks: Sequence[str], share: int = 1) -> str:
+    """Write how many steps a run of each network has, or a share of them.
+
+    Example:
+        >>> told_steps(["sigmoid", "conv"], share=2)
+        'sigmoid 450, conv 100'
+    """
+    return ", ".join(f"{name} {NETWORKS[name].steps // share}" for name in networks)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
+from batchnorm.study.observation import Result
 from batchnorm.study.plan import Plan
-from batchnorm.study.recipes import Recipe
 from batchnorm.study.store import Store
-from batchnorm.study.training import Result, Run
+from batchnorm.study.tasks import NotMeasured as NotMeasured
+from batchnorm.study.tasks import Outcome, Task
+from batchnorm.study.training import Run
+
+O = TypeVar("O", bound=Outcome)
 
 LEAST, MOST = 1e-9, 1e9  # what a distance is held between
 _LEARNED = 0.1  # of the way from chance to perfect: less is not told from noise
-
-
-class NotMeasured(Exception):
-    """A part of a claim cannot be measured; the message says why, as a sentence."""
 
 
 def best(result: Result) -> float:
@@ -37,26 +38,17 @@ def learned(accuracy: float, plan: Plan) -> bool:
     return accuracy >= plan.chance + _LEARNED * (1 - plan.chance)
 
 
-def best_rate(plan: Plan, store: Store, network: str, recipe: Recipe) -> float:
-    """Return the learning rate whose runs are best, on the mean over the seeds."""
-
-    def mean(rate: float) -> float:
-        return float(np.mean([best(store[run]) for run in plan.runs(network, recipe, rate)]))
-
-    return max(plan.networks[network].rates, key=mean)
-
-
-def whole(store: Store, runs: Sequence[Run]) -> list[Result]:
-    """Return the results of runs.
+def whole(store: Store, tasks: Sequence[Task[O]]) -> list[O]:
+    """Return the outcomes of runs, or of other tasks.
 
     Raises:
         NotMeasured: One of them broke off.
     """
-    results = [store[run] for run in runs]
-    for run, result in zip(runs, results, strict=True):
-        if result.reason:
-            raise NotMeasured(f"A run broke off ({run}): {result.reason}.")
-    return results
+    outcomes = [store[task] for task in tasks]
+    for task, outcome in zip(tasks, outcomes, strict=True):
+        if outcome.reason:
+            raise NotMeasured(f"A run broke off ({task}): {outcome.reason}.")
+    return outcomes
 
 
 def each(store: Store, runs: Sequence[Run], quantity: Callable[[Result], float]) -> list[float]:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
-from batchnorm.study.claims.raw_inputs import mean_and_std
 from batchnorm.study.data import DataSet
 from batchnorm.study.descent import one_thread
+from batchnorm.study.measures.treatments import mean_and_std
+from batchnorm.study.observation import Treatment
 from batchnorm.study.tasks import Outcome, Task
-from batchnorm.study.training import Treatment
 
 EXAMPLES = 5000  # at the most, so that the largest data sets take seconds
 FLAT = 1e-10  # of the largest eigenvalue: the rounding of float32 inputs is not far below
