@@ -16,16 +16,9 @@ from batchnorm.study.measures.drawing import beside, curve, reaching
 from batchnorm.study.measures.runs import NotMeasured, each, final, learned, whole
 from batchnorm.study.networks import NETWORKS
 from batchnorm.study.recipes import PLAIN
-from batchnorm.study.store import Store
 
 CLAIMS = all_claims()
 BY_NAME = [pytest.param(claim, id=claim.name) for claim in CLAIMS]
-
-
-@pytest.fixture
-def store(tmp_path):
-    with Store(tmp_path) as made:
-        yield made
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,8 @@ from batchnorm.study.networks import maps, norms
 from batchnorm.study.observation import Result, State
 from batchnorm.study.paper import CLAIM, STEPS, last_inputs
 from batchnorm.study.pictures import png
-from batchnorm.study.store import Store
 
 DATA = small_data()
-
-
-@pytest.fixture
-def store(tmp_path):
-    with Store(tmp_path) as made:
-        yield made
 
 
 def test_the_runs_are_those_of_the_paper():

@@ -13,15 +13,8 @@ from batchnorm.study.interactive import figure
 from batchnorm.study.networks import NETWORKS
 from batchnorm.study.observation import Result, State
 from batchnorm.study.pictures import png
-from batchnorm.study.store import Store
 
 DATA = small_data()
-
-
-@pytest.fixture
-def store(tmp_path):
-    with Store(tmp_path) as made:
-        yield made
 
 
 @pytest.mark.parametrize("activation", [nn.Sigmoid(), nn.Tanh()])

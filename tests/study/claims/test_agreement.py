@@ -8,13 +8,6 @@ from batchnorm.study.claims.agreement import CLAIM
 from batchnorm.study.interactive import figure
 from batchnorm.study.observation import Result
 from batchnorm.study.pictures import png
-from batchnorm.study.store import Store
-
-
-@pytest.fixture
-def store(tmp_path):
-    with Store(tmp_path) as made:
-        yield made
 
 
 @pytest.mark.parametrize(("difference", "answer"), [(1e-12, "holds"), (1e-8, "does not hold")])

@@ -15,12 +15,6 @@ from batchnorm.study.store import Store
 DATA = small_data()
 
 
-@pytest.fixture
-def store(tmp_path):
-    with Store(tmp_path) as made:
-        yield made
-
-
 def state(model, size, last=True):
     """A state in which batches of a size are trained."""
     examples = torch.randn(10, 2), torch.arange(10) % 2

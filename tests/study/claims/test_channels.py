@@ -15,17 +15,10 @@ from batchnorm.study.measures import implementations
 from batchnorm.study.measures.channels import Compared
 from batchnorm.study.measures.runs import NotMeasured
 from batchnorm.study.pictures import png
-from batchnorm.study.store import Store
 
 DATA = small_data()
 PLAN = small_plan(DATA, seeds=(0, 1, 2))
 NAMES = ("reference", "torch.nn", "batchnorm")
-
-
-@pytest.fixture
-def store(tmp_path):
-    with Store(tmp_path) as made:
-        yield made
 
 
 def test_it_holds_on_pictures(store):

@@ -22,12 +22,6 @@ DATA = small_data()
 PLAN = small_plan(DATA, seeds=(0, 1, 2))
 
 
-@pytest.fixture
-def store(tmp_path):
-    with Store(tmp_path) as made:
-        yield made
-
-
 def layer(mean, variance):
     made = bn.BatchNorm1d(len(mean))
     made.running_mean.copy_(torch.tensor(mean))

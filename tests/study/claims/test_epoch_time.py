@@ -7,16 +7,9 @@ from batchnorm.study.claims import judge
 from batchnorm.study.claims.epoch_time import CLAIM
 from batchnorm.study.interactive import figure
 from batchnorm.study.pictures import png
-from batchnorm.study.store import Store
 from batchnorm.study.timing import Times
 
 PLAIN = [0.010, 0.011, 0.0115, 0.012, 0.013] * 3 + [0.5]  # something else held the last one up
-
-
-@pytest.fixture
-def store(tmp_path):
-    with Store(tmp_path) as made:
-        yield made
 
 
 def times(**factors):

@@ -11,17 +11,10 @@ from batchnorm.study.measures import examples as worked
 from batchnorm.study.measures import implementations
 from batchnorm.study.measures.examples import EPS, Worked, WorkedExamples
 from batchnorm.study.pictures import png
-from batchnorm.study.store import Store
 
 DATA = small_data()
 PLAN = small_plan(DATA)
 NAMES = ("reference", "torch.nn", "batchnorm")
-
-
-@pytest.fixture
-def store(tmp_path):
-    with Store(tmp_path) as made:
-        yield made
 
 
 def test_the_examples_are_those_of_the_notes(store):

@@ -19,12 +19,6 @@ from batchnorm.study.pictures import png
 from batchnorm.study.store import Store
 
 
-@pytest.fixture
-def store(tmp_path):
-    with Store(tmp_path) as made:
-        yield made
-
-
 def judged(plan, store, plain, normalized, high=None):
     """A judgement of accuracies that rise at a step, later from seed to seed."""
     for run in CLAIM.tasks(plan, "conv"):

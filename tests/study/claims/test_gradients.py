@@ -15,12 +15,6 @@ from batchnorm.study.store import Store
 DATA = small_data()
 
 
-@pytest.fixture
-def store(tmp_path):
-    with Store(tmp_path) as made:
-        yield made
-
-
 def test_the_gradients_are_those_of_the_maps_outputs():
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
     with torch.no_grad():

@@ -12,17 +12,10 @@ from batchnorm.study.claims.identity import CLAIM, Differences
 from batchnorm.study.interactive import figure
 from batchnorm.study.measures import implementations
 from batchnorm.study.pictures import png
-from batchnorm.study.store import Store
 
 DATA = small_data()
 PLAN = small_plan(DATA, seeds=(0, 1, 2))
 NAMES = ("reference", "torch.nn", "batchnorm")
-
-
-@pytest.fixture
-def store(tmp_path):
-    with Store(tmp_path) as made:
-        yield made
 
 
 def test_a_batch_comes_out_as_it_went_in(store):

@@ -26,15 +26,8 @@ from batchnorm.study.networks import NETWORKS, build, maps
 from batchnorm.study.observation import Result, State
 from batchnorm.study.pictures import png
 from batchnorm.study.recipes import NORMALIZED, PLAIN
-from batchnorm.study.store import Store
 
 DATA = small_data()
-
-
-@pytest.fixture
-def store(tmp_path):
-    with Store(tmp_path) as made:
-        yield made
 
 
 def state_of(model, rate):

@@ -18,16 +18,9 @@ from batchnorm.study.networks import NETWORKS, build, norms
 from batchnorm.study.observation import Result, State
 from batchnorm.study.pictures import png
 from batchnorm.study.recipes import NORMALIZED
-from batchnorm.study.store import Store
 from batchnorm.study.tasks import fingerprint
 
 DATA = small_data()
-
-
-@pytest.fixture
-def store(tmp_path):
-    with Store(tmp_path) as made:
-        yield made
 
 
 class Wrong(torch.nn.BatchNorm1d):

@@ -12,12 +12,6 @@ from batchnorm.study.store import Store
 RATES = (0.1, 1.0, 10.0, 100.0)
 
 
-@pytest.fixture
-def store(tmp_path):
-    with Store(tmp_path) as made:
-        yield made
-
-
 def judged(store, plain, normalized, rates=RATES):
     """A judgement of runs that train up to a rate, and break off beyond it."""
     plan = plan_of(*rates)

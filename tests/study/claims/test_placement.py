@@ -13,12 +13,6 @@ from batchnorm.study.recipes import PLAIN
 from batchnorm.study.store import Store
 
 
-@pytest.fixture
-def store(tmp_path):
-    with Store(tmp_path) as made:
-        yield made
-
-
 def judged(store, **ends):
     """A judgement of runs that end as told; by the higher rate only, where they are normalized."""
     plan = plan_of(0.1, 0.3)

@@ -17,12 +17,6 @@ DATA = small_data()
 PLAN = small_plan(DATA, seeds=(0, 1, 2))
 
 
-@pytest.fixture
-def store(tmp_path):
-    with Store(tmp_path) as made:
-        yield made
-
-
 def test_features_get_scales_of_their_own():
     scaled = badly_scaled(DATA)
     assert scaled.shape == (64, 1, 1)

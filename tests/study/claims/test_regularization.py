@@ -15,12 +15,6 @@ from batchnorm.study.store import Store
 DATA = small_data()
 
 
-@pytest.fixture
-def store(tmp_path):
-    with Store(tmp_path) as made:
-        yield made
-
-
 CHECKS = (
     "a smaller gap of the loss",
     "a smaller gap at the plain network's rate",

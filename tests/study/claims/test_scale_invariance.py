@@ -19,12 +19,6 @@ DATA = small_data()
 PLAN = small_plan(DATA, seeds=(0, 1, 2))
 
 
-@pytest.fixture
-def store(tmp_path):
-    with Store(tmp_path) as made:
-        yield made
-
-
 def looked(model, last=True):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200, 3, generator=generator)

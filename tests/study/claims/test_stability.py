@@ -12,12 +12,6 @@ from batchnorm.study.store import Store
 RATES = (0.1, 0.3, 1.0, 3.0)  # of which every other one is tried: 2 rates, 3 initializations
 
 
-@pytest.fixture
-def store(tmp_path):
-    with Store(tmp_path) as made:
-        yield made
-
-
 def judged(store, accuracy):
     """A judgement of runs that end with an accuracy, by normalized, initialization, rate, seed."""
     plan = plan_of(*RATES)

@@ -13,16 +13,9 @@ from batchnorm.study.interactive import figure
 from batchnorm.study.measures import standardized_inputs as least_squares
 from batchnorm.study.measures.standardized_inputs import Surface, Surfaces
 from batchnorm.study.pictures import png
-from batchnorm.study.store import Store
 
 DATA = small_data()
 PLAN = small_plan(DATA, seeds=(0, 1, 2))
-
-
-@pytest.fixture
-def store(tmp_path):
-    with Store(tmp_path) as made:
-        yield made
 
 
 def test_the_steps_are_those_of_gradient_descent():
