@@ -1,4 +1,4 @@
-"""Running statistics of several places as one. On real processes: see tests/distributed."""
+"""Running statistics of several places as one. On real processes: see tests/ranks."""
 
 import copy
 from functools import partial

@@ -1,4 +1,4 @@
-"""Synchronizing and back, on one process; what it does on several is in tests/distributed."""
+"""Synchronizing and back, on one process; what it does on several is in tests/ranks."""
 
 import copy
 import itertools

@@ -165,6 +165,7 @@ def build(network: Network, recipe: Recipe, shape: Shape, classes: int, seed: in
         The network, in float32. PyTorch's own random numbers go on as if nothing had been drawn.
 
     Example:
+        >>> from batchnorm.study.recipes import NORMALIZED, PLAIN
         >>> conv = NETWORKS["conv"]
         >>> plain, ours = (build(conv, r, (1, 8, 8), 10, 0) for r in (PLAIN, NORMALIZED))
         >>> torch.equal(maps(plain)[0].weight, maps(ours)[0].weight)

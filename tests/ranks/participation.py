@@ -5,7 +5,7 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from distributed.batches import (
+from ranks.batches import (
     GATHER,
     STATISTICS,
     alone,
@@ -17,8 +17,8 @@ from distributed.batches import (
     part,
     step,
 )
-from distributed.processes import check
-from distributed.values import random
+from ranks.processes import check
+from ranks.values import random
 from torch import nn
 
 import batchnorm as bn

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 import torch.distributed as dist
-from distributed.batches import (
+from ranks.batches import (
     alone,
     assert_like_one,
     assert_named,
@@ -12,7 +12,7 @@ from distributed.batches import (
     part,
     step,
 )
-from distributed.processes import check
+from ranks.processes import check
 from support import ACTIVATIONS, FLOATS, HALVES, LAYOUTS, make
 
 import batchnorm as bn

@@ -3,7 +3,7 @@
 import os
 import time
 
-from distributed.processes import check
+from ranks.processes import check
 
 
 @check()

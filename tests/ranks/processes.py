@@ -63,7 +63,7 @@ def names_for(size):
 def known():
     """Return all checks."""
     for module in MODULES:
-        import_module(f"distributed.{module}")
+        import_module(f"ranks.{module}")
     return CHECKS
 
 
@@ -106,7 +106,7 @@ def run(size, names, folder, seconds):
         folder: An empty one.
         seconds: When to kill all of it.
     """
-    program = [sys.executable, "-m", "distributed.processes", folder, size, seconds, *names]
+    program = [sys.executable, "-m", "ranks.processes", folder, size, seconds, *names]
     printed = launch(program, folder, seconds)
     said = {name: [None] * size for name in names}
     for rank in range(size):
@@ -260,6 +260,6 @@ def described(error):
 
 
 if __name__ == "__main__":
-    from distributed import processes  # and not `__main__`, whose checks would be others
+    from ranks import processes  # and not `__main__`, whose checks would be others
 
     processes.main(*sys.argv[1:])

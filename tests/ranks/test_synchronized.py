@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from distributed.processes import known, launch, names_for, run
+from ranks.processes import known, launch, names_for, run
 
 ROOT = Path(__file__).parents[2]
 MISHAPS = ["goes_well", "fails_on_rank_1", "takes_rank_0_down", "hangs", "goes_well_after_all"]

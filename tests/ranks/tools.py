@@ -2,7 +2,7 @@
 
 import torch
 import torch.distributed as dist
-from distributed.batches import (
+from ranks.batches import (
     GATHER,
     STATISTICS,
     assert_named,
@@ -11,8 +11,8 @@ from distributed.batches import (
     fails,
     part,
 )
-from distributed.processes import check
-from distributed.values import random
+from ranks.processes import check
+from ranks.values import random
 from torch import nn
 
 import batchnorm as bn

@@ -6,9 +6,9 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from distributed.batches import assert_same_everywhere, fails, layer_of
-from distributed.processes import check
-from distributed.values import random
+from ranks.batches import assert_same_everywhere, fails, layer_of
+from ranks.processes import check
+from ranks.values import random
 from torch import nn
 
 import batchnorm as bn

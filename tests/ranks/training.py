@@ -5,7 +5,7 @@ import inspect
 
 import torch
 import torch.distributed as dist
-from distributed.batches import (
+from ranks.batches import (
     GATHER,
     alone,
     assert_named,
@@ -16,8 +16,8 @@ from distributed.batches import (
     part,
     step,
 )
-from distributed.processes import check
-from distributed.values import random
+from ranks.processes import check
+from ranks.values import random
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
