@@ -8,6 +8,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass, fields
 from functools import cache
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ def work(number: int, task: bytes, order: Order, **arrays: np.ndarray) -> tuple[
             f"a worker has {_words(here)}, and this process has {_words(order.made_by)}, "
             "which would give other outcomes; install the same on both"
         )
-    if os.getppid() == order.process:
+    # A process of loky's is a child of the study, even where the study has ended meanwhile.
+    if os.getppid() == order.process or current_process().name.startswith("LokyProcess"):
         _leave_after(order.process)
     if order.events:
         events.check(order.events)
