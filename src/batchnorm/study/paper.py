@@ -10,7 +10,7 @@ from batchnorm.study.charts import Axis, Chart, Panel, Series
 from batchnorm.study.claims import Claim, Finding, Row
 from batchnorm.study.claims.fewer_steps import steps_until
 from batchnorm.study.interval import ratio
-from batchnorm.study.measures.drawing import curve, reaching
+from batchnorm.study.measures.drawing import accuracies, reaching
 from batchnorm.study.measures.internal_shift import PERCENTILES, last_percentiles, ranges
 from batchnorm.study.measures.runs import best, each, whole
 from batchnorm.study.observation import State
@@ -113,16 +113,9 @@ def _panels(plan: Plan, part: str, store: Store) -> list[Panel]:
     runs = _runs(plan, part)
     ticks = [(step, f"{step // 1000}K") for step in range(0, STEPS + 1, 10_000)]
     steps = Axis("steps", 0, STEPS, ticks=ticks)
-    accuracies = [
-        curve(
-            norm,
-            store[of[0]].steps,
-            [[100 * share for share in store[run].accuracies] for run in of],
-        )
-        for norm, of in runs.items()
-    ]
-    reached = reaching("held-out accuracy, %", [line.y for line in accuracies])
-    panels = [Panel("(a) accuracy", steps, reached, accuracies)]
+    learning = [accuracies(norm, [store[run] for run in of]) for norm, of in runs.items()]
+    reached = reaching("held-out accuracy, %", [line.y for line in learning])
+    panels = [Panel("(a) accuracy", steps, reached, learning)]
     for letter, (norm, of) in zip("bc", runs.items(), strict=True):
         result = store[of[0]]
         seen = np.array(result.seen(last_inputs)).T.tolist()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from batchnorm.study.charts import Axis, Chart, Panel
 from batchnorm.study.claims.claim import Claim, Finding, Row
 from batchnorm.study.interval import difference
-from batchnorm.study.measures.drawing import beside, curve
+from batchnorm.study.measures.drawing import beside, curve, steps_axis
 from batchnorm.study.measures.runs import NotMeasured, each, final, learned, whole
 from batchnorm.study.networks import activations
 from batchnorm.study.observation import State
@@ -174,7 +174,7 @@ def _panel(plan: Plan, part: str, store: Store) -> Panel:
         lines.append(curve(style, steps, shares, name))
     return Panel(
         part,
-        Axis("steps", 1, plan.networks[part].steps, log=True),
+        steps_axis(plan, part),
         Axis("activations in the linear part, %", 0, 102),
         lines,
     )

@@ -11,7 +11,7 @@ import numpy as np
 from batchnorm.study.charts import Axis, Chart, Panel
 from batchnorm.study.claims.claim import Claim, Finding, Row
 from batchnorm.study.interval import ratio
-from batchnorm.study.measures.drawing import curve
+from batchnorm.study.measures.drawing import accuracies, curve, longest, steps_axis
 from batchnorm.study.measures.rates import at_own_rate, told_steps
 from batchnorm.study.measures.runs import NotMeasured, best, geometric, learned
 from batchnorm.study.observation import Result
@@ -123,12 +123,9 @@ def _accuracies(plan: Plan, store: Store, part: str, rate: float, choice: str) -
     goal = 100 * float(np.mean([best(result) for result in results["plain"]]))
     return Panel(
         f"{part}, rate {rate:g}",
-        _steps_axis(plan, part),
+        steps_axis(plan, part),
         Axis("held-out accuracy, %", 0, 102),
-        [
-            curve(norm, _longest(of), [[100 * a for a in result.accuracies] for result in of])
-            for norm, of in results.items()
-        ],
+        [accuracies(norm, of) for norm, of in results.items()],
         goal=(goal, "plain's best"),
         choice=choice,
     )
@@ -142,23 +139,15 @@ def _losses(plan: Plan, store: Store, part: str, rate: float) -> Panel:
             [float(np.mean(result.losses[a:b])) for a, b in pairwise([0, *result.steps])]
             for result in results
         ]
-        lines.append(curve(recipe.norm, _longest(results), smooth))
+        lines.append(curve(recipe.norm, longest(results), smooth))
     lowest = min((value for line in lines for value in line.low), default=0.1)
     highest = max((value for line in lines for value in line.y), default=1.0)
     return Panel(
         f"{part}, rate {rate:g}",
-        _steps_axis(plan, part),
+        steps_axis(plan, part),
         Axis("training loss", max(lowest, 1e-4) / 1.3, min(highest, _HIGHEST) * 1.3, log=True),
         lines,
     )
-
-
-def _longest(results: Sequence[Result]) -> list[int]:
-    return max((result.steps for result in results), key=len)
-
-
-def _steps_axis(plan: Plan, part: str) -> Axis:
-    return Axis("steps", 1, plan.networks[part].steps, log=True)
 
 
 CLAIM = Claim(

@@ -11,7 +11,7 @@ import numpy as np
 from batchnorm.study.charts import Chart, Panel, Series
 from batchnorm.study.claims.claim import Claim, Finding, Row
 from batchnorm.study.interval import difference, ratio, short
-from batchnorm.study.measures.drawing import coming, curve, ends, reaching, step_axis
+from batchnorm.study.measures.drawing import coming, coming_axis, curve, ends, reaching
 from batchnorm.study.measures.internal_shift import (
     UNITS,
     distribution_shift,
@@ -141,7 +141,7 @@ def _percentiles(plan: Plan, part: str, store: Store) -> Panel:
         lines.append(Series(recipe.norm, coming(result, distribution_shift), middle, low, high))
     return Panel(
         f"{part}, rate {plan.networks[part].usual_rate:g}",
-        step_axis(plan, part),
+        coming_axis(plan, part),
         reaching("input of the activation", ends(lines)),
         lines,
     )
@@ -167,7 +167,7 @@ def _shifts(
         if probe is distribution_shift
         else reaching("change, share of the gradient", ends(lines), start=0)
     )
-    return Panel(f"{part}, {what}", step_axis(plan, part), axis, lines)
+    return Panel(f"{part}, {what}", coming_axis(plan, part), axis, lines)
 
 
 CLAIM = Claim(

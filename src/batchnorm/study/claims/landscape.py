@@ -8,7 +8,7 @@ from typing import TypeAlias
 from batchnorm.study.charts import Axis, Chart, Panel, Series
 from batchnorm.study.claims.claim import Claim, Finding, Row
 from batchnorm.study.interval import ratio, short
-from batchnorm.study.measures.drawing import coming, curve, ends, reaching, step_axis
+from batchnorm.study.measures.drawing import coming, coming_axis, curve, ends, reaching
 from batchnorm.study.measures.landscape import (
     LENGTHS,
     along_the_gradient,
@@ -122,7 +122,7 @@ def _losses(plan: Plan, part: str, store: Store) -> Panel:
         )
     axis = reaching("loss along the gradient", ends(lines), log=True)
     return Panel(
-        f"{part}, rate {plan.networks[part].usual_rate:g}", step_axis(plan, part), axis, lines
+        f"{part}, rate {plan.networks[part].usual_rate:g}", coming_axis(plan, part), axis, lines
     )
 
 
@@ -134,7 +134,7 @@ def _in_training(plan: Plan, part: str, store: Store) -> Panel:
             curve(recipe.norm, coming(results[0], along_the_gradient), list(map(changes, results)))
         )
     axis = reaching("change, share of the gradient", ends(lines), log=True)
-    return Panel(f"{part}, in training", step_axis(plan, part), axis, lines)
+    return Panel(f"{part}, in training", coming_axis(plan, part), axis, lines)
 
 
 def _by_length(plan: Plan, part: str, store: Store) -> Panel:

@@ -10,7 +10,7 @@ import numpy as np
 from batchnorm.study.charts import Axis, Chart, Panel
 from batchnorm.study.claims.claim import Claim, Finding, Row
 from batchnorm.study.interval import Interval, difference
-from batchnorm.study.measures.drawing import beside, curve
+from batchnorm.study.measures.drawing import accuracies, beside, steps_axis
 from batchnorm.study.measures.rates import at_own_rate, tried
 from batchnorm.study.measures.runs import NotMeasured, final, learned
 from batchnorm.study.plan import Plan
@@ -110,15 +110,13 @@ def _panel(plan: Plan, part: str, store: Store) -> Panel:
 
 
 def _curves(plan: Plan, part: str, store: Store) -> Panel:
-    lines = []
-    for name, runs in _chosen(plan, part, store).items():
-        results = [store[run] for run in runs]
-        steps = max((result.steps for result in results), key=len)
-        of = [[100 * accuracy for accuracy in result.accuracies] for result in results]
-        lines.append(curve(_STYLES[name], steps, of, name))
+    lines = [
+        accuracies(_STYLES[name], [store[run] for run in runs], name)
+        for name, runs in _chosen(plan, part, store).items()
+    ]
     return Panel(
         part,
-        Axis("steps", 1, plan.networks[part].steps, log=True),
+        steps_axis(plan, part),
         Axis("held-out accuracy, %", 0, 102),
         lines,
     )

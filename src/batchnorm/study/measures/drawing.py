@@ -83,12 +83,28 @@ def reaching(
     return Axis(label, low if start is None else start, high if end is None else end, log)
 
 
+def longest(results: Sequence[Result]) -> list[int]:
+    """Return the evaluated steps of the run that went on longest."""
+    return max((result.steps for result in results), key=len)
+
+
+def accuracies(style: str, results: Sequence[Result], name: str = "") -> Series:
+    """Return the curve of the held-out accuracies of several runs, in percent."""
+    percent = [[100 * accuracy for accuracy in result.accuracies] for result in results]
+    return curve(style, longest(results), percent, name)
+
+
+def steps_axis(plan: Plan, part: str) -> Axis:
+    """Return the axis of the steps that have been taken."""
+    return Axis("steps", 1, plan.networks[part].steps, log=True)
+
+
 def coming(result: Result, probe: Probe) -> list[int]:
     """Return the numbers of the steps that came next: they begin at 1, which has a logarithm."""
     return [taken + 1 for taken in result.at(probe)]
 
 
-def step_axis(plan: Plan, part: str) -> Axis:
+def coming_axis(plan: Plan, part: str) -> Axis:
     """Return the axis of the steps that came next."""
     return Axis("step", 1, plan.networks[part].steps + 1, log=True)
 
