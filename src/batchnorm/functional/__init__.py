@@ -13,6 +13,7 @@ from batchnorm.functional.running import is_recomputed as is_recomputed
 from batchnorm.functional.running import refuse_recomputation as refuse_recomputation
 from batchnorm.functional.running import update_running as update_running
 from batchnorm.functional.surroundings import in_backward as in_backward
+from batchnorm.functional.surroundings import traced as traced
 from batchnorm.functional.synchronized import Synchronized as Synchronized
 from batchnorm.functional.synchronized import agree as agree
 from batchnorm.functional.synchronized import synchronized as synchronized

@@ -25,7 +25,7 @@ from batchnorm.moments import Moments, statistics_dtype
 
 _LIBRARY = torch.library.Library("batchnorm", "FRAGMENT")  # type: ignore[no-untyped-call]
 
-#: A `Form` in a schema, as `_numbers` gives it and `_form` takes it.
+#: A `Form` in a schema, as `_numbers` gives it and `form_of` takes it.
 _FORM = (
     "int channel_dim, float eps, float correction, str? activation, float? parameter,"
     " int? ghost_size"
@@ -114,7 +114,7 @@ def _numbers(form: Form) -> tuple[int, float, float, str | None, float | None, i
 
 
 @lru_cache(maxsize=256)
-def _form(
+def form_of(
     channel_dim: int,
     eps: float,
     correction: float,
@@ -122,13 +122,14 @@ def _form(
     parameter: float | None,
     ghost_size: int | None,
 ) -> Form:
+    """Return the form that these numbers of an operator are."""
     activation = None if name is None else Activation(name, parameter)
     return Form(channel_dim, eps, correction, activation, ghost_size)
 
 
 def _run_forward(*arguments: Any) -> tuple[Tensor, ...]:
     x, weight, bias, residual, mask, mean, var, *numbers = arguments
-    form, running = _form(*numbers), None if mean is None else (mean, var)
+    form, running = form_of(*numbers), None if mean is None else (mean, var)
     y, moments, mean, inverse_std = kernels.choose(x, form, residual).forward(
         x, weight, bias, residual, mask, form, running
     )
@@ -142,7 +143,7 @@ def _run_forward(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _fake_forward(*arguments: Any) -> tuple[Tensor, ...]:
-    x, by_batch, form = arguments[0], arguments[5] is None, _form(*arguments[7:])
+    x, by_batch, form = arguments[0], arguments[5] is None, form_of(*arguments[7:])
     mean = x.new_empty(x.shape[form.channel_dim], dtype=statistics_dtype(x.device))
     if by_batch and (groups := form.groups(x.shape)) is not None:
         mean = mean.new_empty(groups.number, *mean.shape)
@@ -168,7 +169,7 @@ def _fake_backward(dy: Tensor, *arguments: Any) -> list[Tensor]:
 def _given(arguments: tuple[Any, ...]) -> tuple[Given, Tensor | None, Needs]:
     """Return what the backward operator takes after dy."""
     *others, count, needs = arguments
-    return Given._make([*others[:7], _form(*others[7:])]), count, Needs._make(needs)
+    return Given._make([*others[:7], form_of(*others[7:])]), count, Needs._make(needs)
 
 
 def _likenesses(given: Given, needs: Needs) -> list[tuple[Tensor, torch.dtype]]:
@@ -199,7 +200,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     """Keep x and two numbers a channel, as the node of eager code does."""
     x, weight, bias, residual, mask, running_mean, _, *numbers = inputs
     _, mean, inverse_std, _, count = output
-    ctx.form = form = _form(*numbers)
+    ctx.form = form = form_of(*numbers)
     ctx.save_for_backward(
         count if running_mean is None else None,
         x,

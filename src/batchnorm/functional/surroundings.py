@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch.autograd import forward_ad
+
+_is_traced = False
 
 
 def is_compiling() -> bool:
     """Return whether `torch.compile` is tracing, and not `torch.export`."""
+    if _is_traced:
+        return True
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
+@contextmanager
+def traced() -> Iterator[None]:
+    """Say that a compiler traces what is called inside, which torch does not tell of every one."""
+    global _is_traced
+    before, _is_traced = _is_traced, True
+    try:
+        yield
+    finally:
+        _is_traced = before
 
 
 def is_transformed() -> bool:

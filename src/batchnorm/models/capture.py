@@ -15,20 +15,27 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 #: Models of one class share what is compiled of it; a tool is asked about more of them than this.
-_VERSIONS = 256
+VERSIONS = 256
 
 
 class Captured(NamedTuple):
     """A graph, and what it was called with.
 
     Attributes:
-        graph: Its operations.
+        module: The graph, to be called.
+        inputs: What it was called with, a value for each of its placeholders.
         names: For each placeholder that is a parameter or a buffer, its name in the model; a
             tensor with several names has the first.
     """
 
-    graph: fx.Graph
+    module: fx.GraphModule
+    inputs: tuple[Any, ...]
     names: dict[fx.Node, str]
+
+    @property
+    def graph(self) -> fx.Graph:
+        """Its operations."""
+        return self.module.graph
 
 
 _captured: ContextVar[list[tuple[fx.GraphModule, tuple[Any, ...]]] | None] = ContextVar(
@@ -62,7 +69,7 @@ def capture(
 
     token = _captured.set([])
     try:
-        with config.patch(recompile_limit=_VERSIONS, accumulated_recompile_limit=_VERSIONS):
+        with config.patch(recompile_limit=VERSIONS, accumulated_recompile_limit=VERSIONS):
             compiled = torch.compile(model, backend=_note, dynamic=False)
             result = compiled(*example, **(keywords or {}))
         ran = _captured.get() or []
@@ -85,7 +92,7 @@ def capture(
             for node, value in zip(placeholders, inputs, strict=True)
             if id(value) in named
         }
-        captured.append(Captured(module.graph, names))
+        captured.append(Captured(module, inputs, names))
     return captured, result
 
 

@@ -1,0 +1,156 @@
+"""Writing the chains of a graph as one call each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, fx
+from torch.utils.checkpoint import CheckpointPolicy
+
+from batchnorm.models.accelerate.chains import Chain, find_chains
+from batchnorm.models.accelerate.fused import (
+    add_once,
+    checkpointed,
+    fused,
+    fused_noted,
+    operator_noted,
+)
+from batchnorm.models.accelerate.operations import (
+    ARGUMENTS,
+    arguments_of,
+    is_elementwise,
+    is_operator,
+)
+from batchnorm.models.accelerate.recompute import note_elementwise
+
+
+def fuse(graph: fx.Graph, chains: list[Chain], *, noted: bool = False) -> None:
+    """Put one call in the place of each chain of a graph.
+
+    Args:
+        graph: The graph, changed.
+        chains: Its chains, in the order of their batch norms.
+        noted: Whether the call notes how what it returns is made again.
+    """
+    stands_for: dict[fx.Node, fx.Node] = {}
+    for chain in chains:
+        residual = chain.residual and stands_for.get(chain.residual, chain.residual)
+        gone = chain.links
+        if is_operator(chain.norm):
+            node = chain.value
+            _extend(chain, residual, noted)
+        else:
+            anchor = chain.anchor or chain.norm
+            arguments = arguments_of(chain.norm)
+            given = [arguments[name] for name in ARGUMENTS]
+            with graph.inserting_after(stands_for.get(anchor, anchor)):
+                node = graph.call_function(
+                    fused_noted if noted else fused, (*given, residual, chain.activation)
+                )
+            node.meta = dict(chain.norm.meta)
+            gone = [chain.norm, *gone]
+        node.meta["chain"] = chain
+        for old in gone:
+            stands_for[old] = node
+            old.replace_all_uses_with(node, delete_user_cb=partial(_is_apart, frozenset(gone)))
+        for old in reversed(gone):
+            graph.erase_node(old)
+    graph.lint()
+
+
+def _is_apart(gone: frozenset[fx.Node], user: fx.Node) -> bool:
+    return user not in gone
+
+
+def _extend(chain: Chain, residual: fx.Node | None, noted: bool) -> None:
+    """Let an operator of ours do what its chain does."""
+    arguments = list(chain.norm.args)
+    if residual is not None:
+        arguments[3] = residual
+    if chain.activation is not None:
+        arguments[10:12] = chain.activation
+    chain.norm.args = tuple(arguments)
+    if noted:
+        chain.norm.target = operator_noted
+
+
+def note(graph: fx.Graph) -> None:
+    """Let what can be made again be made again in the backward pass, where the graph runs as it is.
+
+    Args:
+        graph: A graph after `fuse`, changed.
+    """
+    for node in made_again(graph):
+        if "chain" in node.meta:  # whose call has noted it
+            continue
+        with graph.inserting_before(node):
+            new = graph.call_function(_noted(node), tuple(node.all_input_nodes))
+        new.meta = node.meta
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+
+
+def tag(graph: fx.Graph) -> None:
+    """Let a compiler that divides a graph into forward and backward pass do the same.
+
+    Args:
+        graph: A graph after `fuse`, changed.
+    """
+    for node in made_again(graph):
+        chain = node.meta.get("chain")
+        if chain is not None and is_operator(chain.norm):
+            node = chain.norm
+        node.meta["recompute"] = CheckpointPolicy.MUST_RECOMPUTE
+        node.meta["ac_graph_id"] = 0
+
+
+def made_again(graph: fx.Graph) -> list[fx.Node]:
+    """Return the nodes that are elementwise on the output of a fused call, and those calls."""
+    found: dict[fx.Node, None] = {}
+    for node in graph.nodes:
+        if "chain" in node.meta or (
+            is_elementwise(node) and not found.keys().isdisjoint(node.args)
+        ):
+            found[node] = None
+    return list(found)
+
+
+def _noted(node: fx.Node) -> Callable[..., Tensor]:
+    """Return what takes the tensors of an elementwise node, does what it did, and notes how."""
+    target, keywords = node.target, node.kwargs
+    constants = node.args[len(node.all_input_nodes) :]
+
+    def function(*tensors: Tensor) -> Tensor:
+        if isinstance(target, str):
+            result: Tensor = getattr(tensors[0], target)(*tensors[1:], *constants, **keywords)
+        else:
+            assert callable(target)
+            result = target(*tensors, *constants, **keywords)
+        return result
+
+    def noted(*tensors: Tensor) -> Tensor:
+        return note_elementwise(function, *tensors)
+
+    return noted
+
+
+def checkpoint_parts(module: fx.GraphModule) -> None:
+    """Let what is under `torch.utils.checkpoint` be so where the graph runs as it is.
+
+    A compiler does it by itself, and leaves marks in the graph alone.
+
+    Args:
+        module: The graph, changed, with the graphs in it.
+    """
+    for node in module.graph.nodes:
+        if getattr(node.target, "__name__", "") != "tag_activation_checkpoint":
+            continue
+        body = getattr(module, node.args[0].target)
+        fuse(body.graph, find_chains(body.graph))
+        for counter in body.graph.nodes:
+            if counter.op == "call_method" and counter.target == "add_":
+                counter.op, counter.target = "call_function", add_once
+        checkpoint_parts(body)
+        body.recompile()
+        node.target = checkpointed
