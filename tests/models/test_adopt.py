@@ -8,6 +8,7 @@ import pytest
 import torch
 from models.holding import attributes
 from torch import nn
+from torch.nn.utils import parametrize
 
 import batchnorm as bn
 from batchnorm.models.adopt import adopt, check_adoptable, let_go, stock_class
@@ -168,6 +169,29 @@ def test_a_layer_that_went_to_half_meanwhile_is_a_half_layer_of_torch():
     layer.float()
     bn.unfreeze(layer)
     assert layer.running_var.dtype == torch.float32
+
+
+def test_a_layer_that_was_parametrized_meanwhile_stays_ours():
+    layer = nn.BatchNorm1d(3)
+    bn.freeze(layer)
+    parametrize.register_parametrization(layer, "weight", nn.Softplus())
+    bn.unfreeze(layer)
+    assert isinstance(layer, bn.BatchNorm1d)
+    layer(torch.randn(8, 3))
+    parametrize.remove_parametrizations(layer, "weight")
+    bn.freeze(layer)
+    bn.unfreeze(layer)
+    assert type(layer) is nn.BatchNorm1d
+
+
+def test_an_attribute_of_the_same_name_is_not_taken_for_a_setting():
+    layer, x = nn.BatchNorm1d(3), torch.randn(8, 3)
+    layer.activation = "relu"
+    before, expected = attributes(layer), copy.deepcopy(layer)(x)
+    bn.synchronize(layer)
+    torch.testing.assert_close(layer(x), expected)
+    bn.unsynchronize(layer)
+    assert attributes(layer) == before
 
 
 class Group:

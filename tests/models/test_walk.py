@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from models.foreign import Frozen
 from torch import nn
 
 import batchnorm as bn
@@ -74,7 +75,20 @@ def test_names_are_matched_with_their_case():
         batch_norms(Network(), "Stem.1")
 
 
+def test_modules_of_other_classes_count_where_a_tool_asks_for_them():
+    model = nn.Sequential(Frozen(3), nn.BatchNorm1d(3), Frozen(3), nn.Linear(3, 3))
+    model[2].running_var = None
+    model.append(nn.InstanceNorm1d(3, track_running_stats=True))
+    assert list(batch_norms(model)) == ["1"]
+    assert list(batch_norms(model, alike=True)) == ["0", "1"]
+    assert list(batch_norms(model, "0", alike=True)) == ["0"]
+    with pytest.raises(ValueError, match=r"where has '0', .*; it has '1'"):
+        batch_norms(model, "0")
+
+
 TOOLS = {
+    "convert": bn.convert,
+    "revert": bn.revert,
     "freeze": bn.freeze,
     "unfreeze": bn.unfreeze,
     "synchronize": bn.synchronize,
@@ -106,6 +120,8 @@ def test_reports_say_what_was_done_and_left_and_are_plain_data():
     assert repr(report) == f"1 frozen: 0\n  left 1: {reason}"
     many = nn.Sequential(*[nn.BatchNorm1d(3) for _ in range(40)])
     assert repr(bn.freeze(many)) == "40 frozen: 0 ... 39"
+    assert repr(bn.unfreeze(many)) == "40 unfrozen: 0 ... 39"
+    assert repr(bn.unfreeze(many)) == "0 unfrozen\n  left 0 ... 39 (40): it was not frozen"
     long = nn.ModuleDict({"x" * 70: nn.BatchNorm1d(3)})
     assert repr(bn.freeze(long)) == f"1 frozen: {'x' * 70}"
     assert repr(bn.unfreeze(bn.BatchNorm(3))) == "0 unfrozen\n  left itself: it was not frozen"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from textwrap import fill
 from typing import Any
 
 
@@ -25,9 +27,26 @@ class Report:
         return asdict(self)
 
     def __repr__(self) -> str:
-        names = ", ".join(name or "itself" for name in self.done)
-        if len(names) > 60 and len(self.done) > 1:
-            names = f"{self.done[0]} ... {self.done[-1]}"
-        lines = [f"{len(self.done)} {self.verb}{': ' if names else ''}{names}"]
-        lines += [f"  left {name or 'itself'}: {reason}" for name, reason in self.left.items()]
-        return "\n".join(lines)
+        names = ": " + _listed(self.done) if self.done else ""
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.left.items():
+            by_reason.setdefault(reason, []).append(name)
+        lines = [f"{len(self.done)} {self.verb}{names}", *self._details()]
+        for reason, left in by_reason.items():
+            count = f" ({len(left)})" if len(left) > 1 else ""
+            lines.append(f"  left {_listed(left)}{count}: {reason}")
+        return "\n".join(
+            fill(line, 80, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+            for line in lines
+        )
+
+    def _details(self) -> Sequence[str]:
+        """Return what else there is to say of what was done, a line each."""
+        return ()
+
+
+def _listed(names: Sequence[str]) -> str:
+    listed = ", ".join(name or "itself" for name in names)
+    if len(listed) > 60 and len(names) > 1:
+        return f"{names[0] or 'itself'} ... {names[-1]}"
+    return listed

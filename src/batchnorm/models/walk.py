@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import Any, overload
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 #: Which layers: all; those whose name matches a pattern, as "layer4.*", or one of several; or those
 #: of which a function of the name and the layer says so.
-Where = str | Iterable[str] | Callable[[str, _BatchNorm], bool] | None
+Where = str | Iterable[str] | Callable[[str, Any], bool] | None
 
 
-def batch_norms(model: nn.Module, where: Where = None) -> dict[str, _BatchNorm]:
+@overload
+def batch_norms(model: nn.Module, where: Where = None) -> dict[str, _BatchNorm]: ...
+@overload
+def batch_norms(model: nn.Module, where: Where = None, *, alike: bool) -> dict[str, nn.Module]: ...
+def batch_norms(
+    model: nn.Module, where: Where = None, *, alike: bool = False
+) -> Mapping[str, nn.Module]:
     """Return the batch norms of a model, ours and those of `torch.nn`, each under its first name.
 
     Args:
         model: The model, or a layer itself, whose name is then empty.
         where: Which of them.
+        alike: Whether modules of other classes count that have running statistics as buffers, by
+            the names that `torch.nn` gives them. What these do is not known.
 
     Raises:
         ValueError: `where`, or a pattern in it, names none.
@@ -30,7 +40,11 @@ def batch_norms(model: nn.Module, where: Where = None) -> dict[str, _BatchNorm]:
         >>> list(batch_norms(model)), list(batch_norms(model, "1"))
         (['1', '2'], ['1'])
     """
-    found = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) or (alike and _is_alike(module))
+    }
     if where is None:
         return found
     if callable(where):
@@ -56,3 +70,11 @@ def batch_norms(model: nn.Module, where: Where = None) -> dict[str, _BatchNorm]:
             f"{', '.join(map(repr, found)) or 'none'}: leave where out for all of them"
         )
     return chosen
+
+
+def _is_alike(module: nn.Module) -> bool:
+    """Return whether a module has what a batch norm keeps; instance norm has it, too."""
+    return not isinstance(module, _InstanceNorm) and all(
+        name in module._buffers and module._buffers[name] is not None
+        for name in ("running_mean", "running_var")
+    )
