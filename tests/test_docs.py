@@ -197,7 +197,7 @@ class Page(HTMLParser):
         self.anchors |= {given[key] for key in ("id", "name") if given.get(key)}
         if "doc-heading" in (given.get("class") or ""):
             # a page names a function that its module is called after by its whole path
-            self.names.add(re.sub(r"(functional|models)\.\w+\.", "", given["id"]))
+            self.names.add(re.sub(r"(functional|models)\.(\w+\.)+", "", given["id"]))
         if tag == "a" and given.get("href"):
             self.links.append(given["href"])
         elif tag in ("link", "script", "img", "iframe"):

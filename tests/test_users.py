@@ -253,6 +253,27 @@ def test_row_15_ranks_have_the_statistics_of_all(monkeypatch):
     torch.testing.assert_close(models[0].running_var, truth, rtol=0.01, atol=0)
 
 
+def test_row_16_what_is_exported_has_standard_nodes_and_computes_the_same():
+    """They say: "export, compile, QAT traps"."""
+    x = torch.randn(8, 3)
+
+    def nodes(layer):
+        graph = torch.export.export(layer.eval(), (x,)).graph
+        return [node for node in graph.nodes if "batch_norm" in str(node.target)]
+
+    for library in BOTH:  # in evaluation, but without running statistics
+        found = nodes(library.BatchNorm1d(3, track_running_stats=False))
+        assert [node.args[5] for node in found] == ([True] if library is nn else [])
+    for layer in (bn.BatchNorm1d(3, eps=1e-3), bn.BatchRenorm(3, eps=1e-3, activation="relu")):
+        (node,) = nodes(layer)
+        assert (str(node.target), node.args[5], node.args[7]) == (
+            "aten.batch_norm.default", False, 1e-3,
+        )  # fmt: skip
+    report = bn.check_parity(network(bn), x, ways=["exported", "onnx"])
+    assert report.ok
+    assert [way.nodes for way in report.ways] == [1, 1]
+
+
 def test_row_17_statistics_stay_wide_in_half_models():
     """They say: "reduced precision outside autocast"."""
     for half in (torch.float16, torch.bfloat16):
@@ -390,3 +411,19 @@ def test_row_25_cancellation_constant_channels_and_empty_batches():
         assert torch.allclose(layer.running_var.double(), variance, rtol=1e-5) == ours
     layer(torch.full((2, 8, 4, 4), 1e-30))
     assert (layer.running_var >= 0).all()
+
+
+def test_row_20_memory_is_reported_and_saved_without_an_extension():
+    """They say: "memory; extensions that will not install"."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.Mish()
+    )
+    example = (torch.randn(4, 3, 16, 16),)
+    report = bn.memory_report(model, example)
+    activated = 4 * 4 * 32 * 14 * 14  # bytes, which ReLU keeps, and the convolution after it
+    assert report.layers["2"]["stock"] == activated
+    saved = report.total["stock"] - report.total["save_memory"]
+    assert saved == pytest.approx(activated, rel=0.01)
+    with bn.backend("eager"):  # which is all there is where nothing was compiled
+        fast = bn.accelerate(model, save_memory=True)
+        torch.testing.assert_close(fast(*example), model(*example))

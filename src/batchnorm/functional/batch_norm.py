@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 
 from batchnorm import kernels
-from batchnorm.functional import operators
+from batchnorm.functional import operators, standard
 from batchnorm.functional.autograd import BatchNormNode, Call, apply_plainly, is_recorded
 from batchnorm.functional.checks import (
     OnSmallBatch,
@@ -384,8 +384,11 @@ def normalize(
         forward = DIFFERENTIABLE.forward
         if operators.serve(x, running is None or recorded, track):
             forward = operators.forward
-        elif running is not None and recorded and is_compiling():
-            running = operators.snapshot(running[0]), operators.snapshot(running[1])
+        elif running is not None:
+            if recorded and is_compiling():
+                running = operators.snapshot(running[0]), operators.snapshot(running[1])
+            if not track and standard.serves(x):  # or else autograd would keep what will move
+                return standard.forward(x, weight, bias, residual, mask, form, running, out), None
         found = forward(x, weight, bias, residual, mask, form, running, out)
         return found.y, found.moments
     backend = kernels.choose(x, form, residual)

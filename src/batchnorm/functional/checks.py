@@ -134,7 +134,8 @@ def _refuse_elsewhere(name: str, tensor: Tensor, x: Tensor) -> NoReturn:
 def _weights(mask: Tensor, x: Tensor, positions: list[int], form: Form) -> Tensor:
     """Return a mask over the positions as weights of the rank of `x`, of size 1 along channels."""
     dim = form.channel_dim % x.ndim
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    # not by torch.promote_types, which would be a node of an exported graph
+    dtype = max(torch.float32, x.dtype, key=lambda dtype: dtype.itemsize)
     fits = mask.ndim < x.ndim and all(
         size in (1, expected)
         for size, expected in zip(reversed(mask.shape), reversed(positions), strict=False)

@@ -6,6 +6,7 @@ from batchnorm.models.big_batch import big_batch as big_batch
 from batchnorm.models.calibrate import calibrate as calibrate
 from batchnorm.models.convert import convert as convert
 from batchnorm.models.convert import revert as revert
+from batchnorm.models.fold import fold as fold
 from batchnorm.models.freeze import freeze as freeze
 from batchnorm.models.freeze import unfreeze as unfreeze
 from batchnorm.models.parity import check_parity as check_parity

@@ -17,6 +17,7 @@ from batchnorm.models.accelerate.operations import (
     addend_of,
     arguments_of,
     is_barrier,
+    is_identity,
     is_operator,
     operands_of,
     storage_of,
@@ -126,6 +127,9 @@ class _Finder:
             self.position[value] < self.position[b] < self.position[node] for b in self.barriers
         ):
             return "a mode changes before what follows"
+        if is_identity(node) and node.args[0] is value:
+            chain.links.append(node)
+            return ""
         activation = activation_of(node, value)
         if activation is not None:
             if (barred := self._keeps_residual(chain, node)) is not None:

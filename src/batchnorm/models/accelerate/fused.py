@@ -49,6 +49,8 @@ def fused(
             input, running_mean, running_var, weight, bias, training, momentum, eps,
             residual=residual, activation=function,
         )  # fmt: skip
+    if training and in_backward():  # a checkpoint is recomputed: they have moved already
+        running_mean = running_var = None
     y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     if residual is not None:
         y = torch.add(y, residual)
@@ -82,18 +84,26 @@ def operator_noted(*arguments: Any) -> tuple[Tensor, ...]:
     return result
 
 
-def add_once(values: Tensor, other: Any) -> Tensor:
-    """Add in place; a scalar integer, which counts batches, only where no checkpoint recomputes."""
-    if values.ndim == 0 and not values.is_floating_point() and in_backward():
-        return values
-    return values.add_(other)
+def add_once(count: Tensor, *numbers: Any, **options: Any) -> Tensor:
+    """Add to a count of batches in place, except where a checkpoint is recomputed."""
+    return count if in_backward() else count.add_(*numbers, **options)
 
 
 def checkpointed(body: fx.GraphModule, *inputs: Any, **options: Any) -> Any:
-    """Return what a part of the graph does, under `torch.utils.checkpoint`."""
+    """Return what a part of the graph does, under `torch.utils.checkpoint`.
+
+    To that, running statistics are what the part has, as in a module, and no inputs, which may not
+    have moved when it is done again.
+    """
     divide: Any = TagActivationCheckpoint.divide_kwargs
     found, keywords = divide(options)
     found["use_reentrant"] = False
     if "_checkpoint_context_fn" in body.meta:
         found["context_fn"] = body.meta["_checkpoint_context_fn"]
-    return checkpoint(body, *inputs, **found, **keywords)
+    moved = {at: inputs[at] for at in body.meta["batchnorm_moved"]}
+
+    def part(*inputs: Any, **keywords: Any) -> Any:
+        return body(*(moved.get(at, value) for at, value in enumerate(inputs)), **keywords)
+
+    given = (None if at in moved else value for at, value in enumerate(inputs))
+    return checkpoint(part, *given, **found, **keywords)

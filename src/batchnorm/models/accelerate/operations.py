@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -28,6 +28,9 @@ ARGUMENTS = (
 _ARGUMENTS_IN_C = (
     "input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps",
     "cudnn_enabled",
+)  # fmt: skip
+_ARGUMENTS_OF_OURS = (
+    "input", "weight", "bias", "residual", "mask", "running_mean", "running_var",
 )  # fmt: skip
 _SETTING = (operator.setitem, operator.delitem)
 
@@ -58,21 +61,21 @@ _METHODS = {"relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_"}
 
 def storage_of(node: Any) -> int | None:
     """Return what stands for the memory of a node's tensor; views of one have the same."""
-    tensor = example_of(node) if isinstance(node, fx.Node) else None
-    if tensor is None or tensor.layout is not torch.strided:
-        return None
-    return int(tensor.untyped_storage()._cdata)
+    return _memory(example_of(node)) if isinstance(node, fx.Node) else None
 
 
 def memory_of(node: fx.Node) -> set[int]:
     """Return the memory of all that a node returns, which may be several tensors."""
-    value = node.meta.get("example_value")
-    values = value if isinstance(value, tuple | list) else (value,)
-    return {
-        int(v.untyped_storage()._cdata)
-        for v in values
-        if isinstance(v, Tensor) and v.layout is torch.strided
-    }
+    return {memory for v in _flat(node.meta.get("example_value")) if (memory := _memory(v))}
+
+
+def _memory(value: Any) -> int | None:
+    if not isinstance(value, Tensor) or value.layout is not torch.strided:
+        return None
+    try:
+        return int(value.untyped_storage()._cdata)
+    except NotImplementedError:  # inside a transform of `torch.func`
+        return None
 
 
 def written_by(node: fx.Node) -> set[int]:
@@ -99,7 +102,16 @@ def written_by(node: fx.Node) -> set[int]:
         )
         if in_place or node.target in _SETTING or _bound(node).get("inplace"):
             written.append(first)
-    return {s for value in written if (s := storage_of(value)) is not None}
+    return {s for value in _flat(written) if (s := storage_of(value)) is not None}
+
+
+def _flat(values: Any) -> Iterator[Any]:
+    """Return what is in lists in each other, as `torch._foreach_add_` takes and `out=` is."""
+    if isinstance(values, tuple | list):
+        for value in values:
+            yield from _flat(value)
+    else:
+        yield values
 
 
 def is_barrier(node: fx.Node) -> bool:
@@ -122,8 +134,7 @@ def _is_plain(node: fx.Node) -> bool:
 def arguments_of(node: fx.Node) -> dict[str, Any]:
     """Return the arguments of a call of a batch norm, by their names."""
     if is_operator(node):
-        names = ("input", "weight", "bias", "residual", "mask", "running_mean", "running_var")
-        return dict(zip(names, node.args, strict=False))
+        return dict(zip(_ARGUMENTS_OF_OURS, node.args, strict=False))
     names = ARGUMENTS if node.target is F.batch_norm else _ARGUMENTS_IN_C
     defaults = {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5}
     return {**defaults, **dict(zip(names, node.args, strict=False)), **node.kwargs}
@@ -187,9 +198,9 @@ def activation_of(node: fx.Node, value: fx.Node) -> tuple[str, float | None] | N
             return None
         name = str(node.target).rstrip("_")
         return (name, None) if name in NAMES else None
-    if node.op != "call_function" or not node.args or node.args[0] is not value:
-        return None
     given = _bound(node)
+    if node.op != "call_function" or given.get("input") is not value:
+        return None
     if node.target is F.hardtanh:  # which is what torch.nn.ReLU6 calls
         bounds = (given.get("min_val", -1.0), given.get("max_val", 1.0))
         return ("relu6", None) if bounds == (0, 6) and "relu6" in NAMES else None
@@ -198,9 +209,23 @@ def activation_of(node: fx.Node, value: fx.Node) -> tuple[str, float | None] | N
     name, parameter, default = _FUNCTIONS[node.target]
     if name == "gelu" and given.get("approximate", "none") != "none":
         name = "gelu_tanh"
-    if name not in NAMES or "more" in given or len(node.all_input_nodes) > 1:
+    others = given.keys() - {"input", "inplace", "approximate", parameter}
+    if name not in NAMES or others or len(node.all_input_nodes) > 1:
         return None
     return name, None if parameter is None else given.get(parameter, default)
+
+
+def is_identity(node: fx.Node) -> bool:
+    """Return whether a node returns what it is given: dropout in evaluation."""
+    if node.op != "call_function" or node.target not in _DROPOUTS:
+        return False
+    given = _bound(node)
+    return given.get("training", True) is False or given.get("p", 0.5) == 0
+
+
+_DROPOUTS = {
+    F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout,
+}  # fmt: skip
 
 
 def is_elementwise(node: fx.Node) -> bool:

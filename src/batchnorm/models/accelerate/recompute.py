@@ -25,8 +25,13 @@ from batchnorm.kernels import Given, choose
 _DEPTH = 64
 
 
+_weak: Callable[..., Any] = StorageWeakRef
+
+
 class Kept:
-    """A tensor that a recipe needs and that is kept.
+    """A tensor that is kept, for a recipe or as it is.
+
+    Autograd does not ask by itself whether something has changed that goes through hooks.
 
     Args:
         tensor: The tensor.
@@ -46,10 +51,10 @@ class Kept:
         """
         if self._tensor._version != self._version:
             raise RuntimeError(
-                "a tensor of size "
-                f"{tuple(self._tensor.shape)}, from which save_memory makes what the backward pass "
-                "needs, has been changed in place since the forward pass: do not change it, or "
-                "leave save_memory away"
+                "one of the variables needed for gradient computation has been modified by an "
+                f"inplace operation: a tensor of size {tuple(self._tensor.shape)} is at version "
+                f"{self._tensor._version}, expected version {self._version}. Do not change it "
+                "between the forward and the backward pass, or clone it before"
             )
         return self._tensor
 
@@ -68,9 +73,9 @@ class Recipe:
     def __init__(
         self, y: Tensor, make: Callable[..., Tensor], sources: tuple[Kept | Recipe | None, ...]
     ) -> None:
-        self.storage = StorageWeakRef(y.untyped_storage())
+        self.storage: Any = _weak(y.untyped_storage())
         self.layout = (y.size(), y.stride(), y.storage_offset())
-        self.depth = 1 + max((s.depth for s in sources if s is not None), default=0)
+        self.depth: int = 1 + max((s.depth for s in sources if s is not None), default=0)
         self._version, self._make, self._sources = y._version, make, sources
         self._made: Tensor | None = None
 
@@ -145,15 +150,17 @@ class Recipes:
         recipe = Recipe(y, make, tuple(self.source(tensor) for tensor in tensors))
         self._recipes[y.untyped_storage()._cdata] = recipe
 
-    def pack(self, tensor: Tensor) -> Tensor | Waiting:
+    def pack(self, tensor: Tensor) -> Kept | Waiting:
         """Return what autograd is to keep of a tensor."""
         recipe = self.of(tensor)
-        return tensor if recipe is None or recipe.depth > _DEPTH else Waiting(recipe, tensor)
+        if recipe is None or recipe.depth > _DEPTH:
+            return Kept(tensor)
+        return Waiting(recipe, tensor)
 
 
-def unpack(kept: Tensor | Waiting) -> Tensor:
+def unpack(kept: Kept | Waiting) -> Tensor:
     """Return the tensor that `pack` was given."""
-    return kept if isinstance(kept, Tensor) else kept.tensor()
+    return kept.tensor()
 
 
 def held_by(kept: Any) -> Iterator[Tensor]:
@@ -179,10 +186,15 @@ _recipes: ContextVar[Recipes | None] = ContextVar("batchnorm_recipes", default=N
 def saving_memory(pack: Callable[[Recipes, Tensor], Any] = Recipes.pack) -> Iterator[None]:
     """Let autograd keep recipes, inside, of what `note` is told of.
 
+    Where others have hooks already, as a checkpoint around it or a user's, these decide; and so
+    does who forbids them, as `torch.func`.
+
     Args:
         pack: What it keeps of a tensor.
     """
-    if not torch.is_grad_enabled() or _recipes.get() is not None:
+    hooks: Any = torch._C._autograd
+    taken = hooks._top_saved_tensors_default_hooks(True) is not None
+    if taken or not (torch.is_grad_enabled() and hooks._saved_tensors_hooks_is_enabled()):
         yield
         return
     recipes = Recipes()
@@ -206,10 +218,10 @@ def note_batch_norm(
     if recipes is None or call is None:  # no gradient is recorded, or not by our node
         return y
 
-    def make(x: Tensor, *others: Tensor) -> Tensor:
-        made: Tensor = call.backend.normalize(
-            Given(x, *call.statistics(), *others, None, call.form)
-        )
+    def make(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+        mean, inverse_std = call.statistics()
+        given = Given(x, mean, inverse_std, weight, bias, residual, None, call.form)
+        made: Tensor = call.backend.normalize(given)
         return made
 
     recipes.add(y, make, input, weight, bias, residual)
@@ -234,6 +246,8 @@ def note_elementwise(function: Callable[..., Tensor], *tensors: Tensor) -> Tenso
     """Return function(*tensors), and note how that is made again, if one of them is, too."""
     result = function(*tensors)
     recipes = _recipes.get()
-    if recipes is not None and result.requires_grad and any(map(recipes.of, tensors)):
+    if recipes is None or not result.requires_grad or not any(map(recipes.of, tensors)):
+        return result
+    if len(tensors) > 1 or result.dtype == tensors[0].dtype:  # or else autocast has made it so
         recipes.add(result, function, *tensors)
     return result

@@ -21,8 +21,11 @@ from batchnorm.models.accelerate.operations import (
     arguments_of,
     is_elementwise,
     is_operator,
+    storage_of,
+    written_by,
 )
 from batchnorm.models.accelerate.recompute import note_elementwise
+from batchnorm.models.capture import example_of
 
 
 def fuse(graph: fx.Graph, chains: list[Chain], *, noted: bool = False) -> None:
@@ -34,6 +37,8 @@ def fuse(graph: fx.Graph, chains: list[Chain], *, noted: bool = False) -> None:
         noted: Whether the call notes how what it returns is made again.
     """
     stands_for: dict[fx.Node, fx.Node] = {}
+    if any(getattr(node.target, "__name__", "") == "_get_data_attr" for node in graph.nodes):
+        noted = False  # nobody could tell that a tensor was changed by way of `.data`
     for chain in chains:
         residual = chain.residual and stands_for.get(chain.residual, chain.residual)
         gone = chain.links
@@ -44,7 +49,8 @@ def fuse(graph: fx.Graph, chains: list[Chain], *, noted: bool = False) -> None:
             anchor = chain.anchor or chain.norm
             arguments = arguments_of(chain.norm)
             given = [arguments[name] for name in ARGUMENTS]
-            with graph.inserting_after(stands_for.get(anchor, anchor)):
+            # a chain whose end is the anchor may stand before this batch norm
+            with graph.inserting_after(max(chain.norm, stands_for.get(anchor, anchor))):
                 node = graph.call_function(
                     fused_noted if noted else fused, (*given, residual, chain.activation)
                 )
@@ -118,15 +124,17 @@ def made_again(graph: fx.Graph) -> list[fx.Node]:
 
 def _noted(node: fx.Node) -> Callable[..., Tensor]:
     """Return what takes the tensors of an elementwise node, does what it did, and notes how."""
-    target, keywords = node.target, node.kwargs
-    constants = node.args[len(node.all_input_nodes) :]
+    target, arguments, keywords = node.target, node.args, node.kwargs
+    nodes = node.all_input_nodes
 
     def function(*tensors: Tensor) -> Tensor:
+        given = dict(zip(nodes, tensors, strict=True))
+        first, *others = fx.map_arg(arguments, given.__getitem__)
         if isinstance(target, str):
-            result: Tensor = getattr(tensors[0], target)(*tensors[1:], *constants, **keywords)
+            result: Tensor = getattr(first, target)(*others, **keywords)
         else:
             assert callable(target)
-            result = target(*tensors, *constants, **keywords)
+            result = target(first, *others, **keywords)
         return result
 
     def noted(*tensors: Tensor) -> Tensor:
@@ -138,19 +146,38 @@ def _noted(node: fx.Node) -> Callable[..., Tensor]:
 def checkpoint_parts(module: fx.GraphModule) -> None:
     """Let what is under `torch.utils.checkpoint` be so where the graph runs as it is.
 
-    A compiler does it by itself, and leaves marks in the graph alone.
+    A compiler does it by itself, and leaves marks in the graph alone. Batches are counted once,
+    also where the checkpoint is around the graph.
 
     Args:
         module: The graph, changed, with the graphs in it.
     """
     for node in module.graph.nodes:
+        if node.op == "call_method" and node.target == "add_" and _is_count(node.args[0]):
+            node.op, node.target = "call_function", add_once
         if getattr(node.target, "__name__", "") != "tag_activation_checkpoint":
             continue
         body = getattr(module, node.args[0].target)
+        body.meta["batchnorm_moved"] = _moved_by(body.graph)
         fuse(body.graph, find_chains(body.graph))
-        for counter in body.graph.nodes:
-            if counter.op == "call_method" and counter.target == "add_":
-                counter.op, counter.target = "call_function", add_once
         checkpoint_parts(body)
         body.recompile()
         node.target = checkpointed
+
+
+def _is_count(node: fx.Node) -> bool:
+    tensor = example_of(node)
+    return tensor is not None and tensor.ndim == 0 and not tensor.dtype.is_floating_point
+
+
+def _moved_by(graph: fx.Graph) -> set[int]:
+    """Return which of the inputs of a graph it moves, by their numbers: statistics and counts."""
+    written = set[int]().union(*map(written_by, graph.nodes))
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    return {
+        at
+        for at, node in enumerate(inputs)
+        if storage_of(node) in written
+        and (value := example_of(node)) is not None
+        and value.ndim < 2
+    }

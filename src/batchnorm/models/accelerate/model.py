@@ -16,7 +16,7 @@ from batchnorm.models.accelerate.operations import arguments_of
 from batchnorm.models.batches import Buffers, rng_states, set_rng_states
 from batchnorm.models.capture import Captured, capture, module_of
 from batchnorm.models.report import Report
-from batchnorm.models.walk import batch_norms
+from batchnorm.models.walk import Where, batch_norms
 
 
 def accelerate(
@@ -99,7 +99,11 @@ class FusionReport(Report):
 
 
 def explain(
-    model: nn.Module, example: Sequence[Any], *, keywords: Mapping[str, Any] | None = None
+    model: nn.Module,
+    example: Sequence[Any],
+    *,
+    keywords: Mapping[str, Any] | None = None,
+    where: Where = None,
 ) -> FusionReport:
     """Say what `accelerate` fuses in a model, and why not more.
 
@@ -109,10 +113,14 @@ def explain(
         model: The model, accelerated or not, in the mode that is asked about.
         example: The arguments of a call.
         keywords: Its keywords.
+        where: Of which layers; see `freeze`.
 
     Returns:
         What runs fused, in `fused`; in `left` each batch norm that runs alone, with the reason why
         what follows does not run with it, or that is not called at all.
+
+    Raises:
+        ValueError: `where` names no layer.
 
     Example:
         >>> import batchnorm as bn, torch
@@ -125,6 +133,7 @@ def explain(
     """
     model = getattr(model, "_orig_mod", model)
     report, calls = FusionReport(), Counter[str]()
+    layers = batch_norms(model, where, alike=True)
     buffers, random = Buffers(model), rng_states()
     try:
         captured, _ = capture(model, example, keywords)
@@ -135,6 +144,8 @@ def explain(
     for graph in captured:
         for chain in find_chains(graph.graph):
             layer = _layer_of(chain, graph)
+            if where is not None and layer not in layers:
+                continue
             calls[layer] += 1
             name = layer if calls[layer] == 1 else f"{layer} (call {calls[layer]})"
             parts = ["add"] if chain.residual is not None else []
@@ -145,7 +156,7 @@ def explain(
                 report.fused[name] = " + ".join(parts)
             else:
                 report.left[name] = chain.ended
-    for name, module in batch_norms(model, alike=True).items():
+    for name, module in layers.items():
         if name not in calls:
             report.left[name] = _uncalled(module)
     return report
