@@ -26,7 +26,7 @@ CORE = (
 )  # fmt: skip
 
 #: What a floor of the core uses where it is installed, and imports inside a function alone.
-OPTIONAL = {"models": {"rich"}}
+OPTIONAL = {"models": {"onnx", "onnxruntime", "rich"}}
 
 #: The floors of another framework, named after it: nothing else imports that, or them.
 FRAMEWORKS = {"keras", "lightning", "transformers"}

@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 from batchnorm.bench.cases import DTYPES, MODES, PEERS, Wanted
-from batchnorm.bench.errors import BenchError, WrongResult
+from batchnorm.cli.ending import end_for_want_of, ended_in_one_line
 from batchnorm.environment import describe
 from batchnorm.kernels import backends
-from batchnorm.study.data import DataError
-from batchnorm.study.tasks import StudyError
-
-
-def _end(message: object, status: int) -> NoReturn:
-    print(f"batchnorm: {message}", file=sys.stderr)
-    sys.exit(status)
-
-
-#: The part of the package that has what may be missing, where the verb does not tell.
-_EXTRAS = {"dask": "dask", "distributed": "dask", "ray": "ray", "tensorboard": "tensorboard"}
-
-
-def _end_for_want_of(error: ModuleNotFoundError, extra: str = "study") -> NoReturn:
-    extra = _EXTRAS.get((error.name or "").partition(".")[0], extra)
-    _end(f'{error.name} is not installed: pip install "batchnorm[{extra}]"', 2)
 
 
 def _show_environment() -> None:
@@ -41,16 +23,19 @@ def _show_environment() -> None:
 try:
     import typer
     from rich.console import Console
+
+    from batchnorm.cli.models import calibrate, fold, memory
 except ModuleNotFoundError as error:
     if sys.argv[1:] == ["env"]:  # which needs nothing but the package
         _show_environment()
         sys.exit()
-    _end_for_want_of(error)
+    end_for_want_of(error)
 
 app = typer.Typer(
-    help="Batch normalization for PyTorch: the evidence of what it does, and how fast.",
+    help="Batch normalization for PyTorch: what it does, how fast, and the models that have it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # in which the lines of a paragraph are one
 )
 
 
@@ -101,7 +86,7 @@ def conduct_study(
     if context.invoked_subcommand:
         return
     kept = "what is finished is kept: run the same command again to go on"
-    with _ended_in_one_line("study", kept):
+    with ended_in_one_line("study", kept):
         from batchnorm.study.conduct import Wanted, conduct
 
         wanted = Wanted(
@@ -119,7 +104,7 @@ def compare_studies(
     ] = Path("compare.html"),
 ) -> None:
     """Show two studies side by side."""
-    with _ended_in_one_line("study", "nothing is written"):
+    with ended_in_one_line("study", "nothing is written"):
         from batchnorm.study.compare import compare
 
         compare(first, second, out, console=Console())
@@ -150,37 +135,22 @@ def bench(
     peers other than torch.nn are timed for BN + ReLU, forward and backward, unless both modes and
     peers are given.
     """
-    with _ended_in_one_line("bench", "nothing is written"):
+    with ended_in_one_line("bench", "nothing is written"):
         from batchnorm.bench.conduct import conduct
 
         wanted = Wanted.parse(shapes, dtypes, modes, threads, peers, quick)
         conduct(wanted, out, console=Console(), seconds=seconds)
 
 
+app.command()(fold)
+app.command()(calibrate)
+app.command()(memory)
+
+
 @app.command()
 def env() -> None:
     """Show the versions, the hardware, and the kernels that can serve here."""
     _show_environment()
-
-
-@contextmanager
-def _ended_in_one_line(extra: str, kept: str) -> Iterator[None]:
-    """End what goes wrong in one line.
-
-    Args:
-        extra: The part of the package that has what may be missing.
-        kept: What Ctrl-C leaves.
-    """
-    try:
-        yield
-    except (BenchError, DataError, StudyError, OSError) as error:
-        _end(error, 2)
-    except WrongResult as error:
-        _end(error, 1)
-    except ModuleNotFoundError as error:
-        _end_for_want_of(error, extra)
-    except KeyboardInterrupt:
-        _end(f"stopped; {kept}", 130)
 
 
 def main() -> None:

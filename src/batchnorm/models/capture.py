@@ -6,6 +6,7 @@ where the model does what cannot be captured, there are several graphs.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -16,6 +17,14 @@ from torch.nn import functional as F
 
 #: Models of one class share what is compiled of it; a tool is asked about more of them than this.
 VERSIONS = 256
+
+
+#: What is compiled here counts for no limit of what users compile, where torch can tell them apart.
+_ISOLATED: dict[str, Any] = (
+    {"isolate_recompiles": True}
+    if "isolate_recompiles" in inspect.signature(torch.compile).parameters
+    else {}
+)
 
 
 class Captured(NamedTuple):
@@ -69,8 +78,12 @@ def capture(
 
     token = _captured.set([])
     try:
-        with config.patch(recompile_limit=VERSIONS, accumulated_recompile_limit=VERSIONS):
-            compiled = torch.compile(model, backend=_note, dynamic=False)
+        with config.patch(
+            recompile_limit=VERSIONS,
+            accumulated_recompile_limit=VERSIONS,
+            skip_nnmodule_hook_guards=False,  # another model of the class may have other hooks
+        ):
+            compiled = torch.compile(model, backend=_note, dynamic=False, **_ISOLATED)
             result = compiled(*example, **(keywords or {}))
         ran = _captured.get() or []
     finally:

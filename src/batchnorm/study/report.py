@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+from batchnorm.models.files import whole
 from batchnorm.study import markdown, pictures, results, summary
 from batchnorm.study.claims import Judgement
 from batchnorm.study.errors import printable
@@ -63,10 +64,9 @@ def replace(path: Path, content: str | bytes) -> None:
         StudyError: It cannot be written.
     """
     content = content.encode(errors="replace") if isinstance(content, str) else content
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        partial.write_bytes(content)
-        partial.replace(path)
+        with whole(path) as partial:
+            partial.write_bytes(content)
     except OSError as error:
         way_out = "name a file in a folder that is there, and in which there is room"
         raise _refused(path, error, way_out) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,8 +9,8 @@ from itertools import islice
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from batchnorm.models import fold
 from batchnorm.study.data import DataSet
 from batchnorm.study.descent import batches, one_thread, step
 from batchnorm.study.networks import Network, build
@@ -109,25 +108,10 @@ def measure(timing: Timing, data_set: DataSet) -> Times:
         with torch.no_grad():
             for model in models.values():
                 model.eval()
-            models["folded"] = folded(models["torch"])
+            models["folded"], _ = fold(models["torch"], data[0][0])
             _check_folded(inference("torch"), inference("folded"))
             passed = _in_turn(inference, list(models), timing.repeats, in_epoch / timed)
     return Times(training=seconds, inference=passed)
-
-
-def folded(model: nn.Module) -> nn.Module:
-    """Return a copy in evaluation, in which linear maps do what the batch norms behind them did."""
-    model = copy.deepcopy(model)
-    for block in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
-        for place in range(len(block) - 1):
-            first, second = block[place], block[place + 1]
-            if isinstance(first, nn.Linear) and isinstance(second, nn.BatchNorm1d):
-                block[place] = fuse_linear_bn_eval(first, second)
-                block[place + 1] = nn.Identity()
-            elif isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
-                block[place] = fuse_conv_bn_eval(first, second)
-                block[place + 1] = nn.Identity()
-    return model
 
 
 def _in_turn(

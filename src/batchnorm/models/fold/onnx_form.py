@@ -1,0 +1,108 @@
+"""Folding in ONNX models: other initializers, and fewer nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from batchnorm.models.fold.choose import chosen
+from batchnorm.models.fold.graph import Map
+from batchnorm.models.fold.onnx_editor import OnnxEditor
+from batchnorm.models.fold.onnx_nodes import inner_nodes, norm_name
+from batchnorm.models.fold.onnx_reader import OnnxReader
+from batchnorm.models.fold.plan import Plan
+from batchnorm.models.walk import Where
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+
+class OnnxForm:
+    """An ONNX model, what it computes, and how it is folded.
+
+    Args:
+        model: The model; it is left as it is.
+        example: The values of its inputs, tensors or arrays, in their order.
+        where: Which layers may be folded.
+        is_verified: Whether what is folded is run.
+
+    Attributes:
+        graph: What it computes.
+        tensors: Its constants, by name.
+        names: The layers that may be folded.
+        left: Why others cannot be.
+        expected: What it returns.
+    """
+
+    def __init__(
+        self, model: ModelProto, example: Sequence[Any] | None, where: Where, is_verified: bool
+    ) -> None:
+        self._model, self._example = model, example
+        reader = OnnxReader(model)
+        if reader.trained:
+            raise ValueError(
+                f"{reader.trained[0]!r} was exported in training mode, where there is nothing to "
+                "fold: call model.eval() before torch.onnx.export"
+            )
+        self.graph, self.tensors = reader.graph, reader.tensors
+        inner = {
+            norm_name(node): "it is in a branch or a function"
+            for nodes in (*map(inner_nodes, model.graph.node), *(f.node for f in model.functions))
+            for node in nodes
+            if node.op_type == "BatchNormalization"
+        }
+        self.names = chosen([*self.graph.norms, *inner], where)
+        self.left = {name: reason for name, reason in inner.items() if name in self.names}
+        self.expected = self.run(model) if is_verified else None
+
+    def run(self, model: ModelProto) -> list[Tensor]:
+        """Return what a model returns for the example, by ONNX Runtime."""
+        import onnxruntime
+
+        if self._example is None:
+            raise ValueError(
+                "an ONNX model brings no example inputs: pass the values of its inputs, or "
+                "verify=False"
+            )
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors are raised
+        # it would fold some batch norms itself, and the model before is to be run as it is
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        names = [value.name for value in session.get_inputs()]
+        if len(names) != len(self._example):
+            raise ValueError(
+                f"example has {len(self._example)} values: expected one for each input of the "
+                f"model, {', '.join(map(repr, names))}"
+            )
+        values = (
+            v.detach().cpu().numpy() if isinstance(v, Tensor) else np.asarray(v)
+            for v in self._example
+        )
+        found = session.run(None, dict(zip(names, values, strict=True)))
+        return [torch.from_numpy(np.array(values)) for values in found]
+
+    def apply(self, plan: Plan) -> ModelProto:
+        """Return another model with the batch norms of a plan folded."""
+        from onnx import ModelProto
+
+        new = ModelProto()
+        new.CopyFrom(self._model)
+        editor = OnnxEditor(new.graph)
+        for op in self.graph.ops:
+            folding = plan.foldings.get(op.weight) if isinstance(op, Map) else None
+            if folding is not None and isinstance(op, Map):
+                editor.set_weight(op, folding.weight, folding.dtype)
+                if folding.bias is not None:
+                    editor.set_bias(op, folding.bias, folding.dtype)
+        for name in plan.folded:
+            for call in self.graph.norms[name]:
+                editor.take_out(call)
+        editor.finish()
+        return new

@@ -1,0 +1,62 @@
+"""Calibrating an exported model, of either kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from batchnorm.models.files import FileError, Model
+from batchnorm.models.programs.calibrate_onnx import calibrate_onnx, statistics_of_onnx
+from batchnorm.models.programs.calibrate_program import calibrate_program, statistics_of_program
+from batchnorm.models.programs.inputs import batches
+from batchnorm.models.programs.moved import ProgramReport, Statistics
+from batchnorm.models.programs.running import inputs_of
+
+
+def calibrate_model(
+    model: Model, values: Sequence[Tensor], size: int, max_batches: int | None = None
+) -> ProgramReport:
+    """Set the statistics of a model's batch norms to the exact moments of data.
+
+    Args:
+        model: A program of `torch.export`, or an ONNX model; changed in place.
+        values: The data, of each input all examples.
+        size: How many examples go into a call. Where the model takes no other number, those that
+            are left at the end are not used.
+        max_batches: How many calls at most.
+
+    Returns:
+        What moved, and what was left, with the reason.
+
+    Raises:
+        FileError: The model cannot be calibrated, or there are fewer examples than it takes.
+    """
+    count = len(values[0])
+    unused = count % size if inputs_of(model).batch_size is not None else 0
+    if unused == count:
+        raise FileError(f"got {count} examples, expected {size} or more, as many as it takes")
+    used = [value[: count - unused] for value in values]
+    calls = list(batches(used, size))
+    if isinstance(model, torch.export.ExportedProgram):
+        report = calibrate_program(model, calls, max_batches=max_batches)
+    else:
+        report = calibrate_onnx(model, calls, max_batches=max_batches)
+    report.unused = unused
+    return report
+
+
+def same_statistics(model: Model, other: Model) -> bool:
+    """Return whether the statistics of two models are the same numbers."""
+    ours, theirs = statistics_of(model), statistics_of(other)
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name][at], theirs[name][at]) for name in ours for at in (0, 1)
+    )
+
+
+def statistics_of(model: Model) -> dict[str, Statistics]:
+    """Return the mean and the variance of each batch norm of a model that has them."""
+    if isinstance(model, torch.export.ExportedProgram):
+        return statistics_of_program(model)
+    return statistics_of_onnx(model)

@@ -1,0 +1,63 @@
+"""Running an exported model, of either kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from batchnorm.models.files import FileError, Model
+from batchnorm.models.programs.inputs import Inputs, inputs_of_onnx, inputs_of_program
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+
+def inputs_of(model: Model) -> Inputs:
+    """Return what a model takes."""
+    if isinstance(model, torch.export.ExportedProgram):
+        return inputs_of_program(model)
+    return inputs_of_onnx(model)
+
+
+def outputs_of(model: Model, values: Sequence[Tensor]) -> Any:
+    """Return what a model returns.
+
+    Args:
+        model: The model.
+        values: Those of its inputs, in their order.
+
+    Raises:
+        FileError: It cannot be run.
+    """
+    inputs = inputs_of(model)
+    if isinstance(model, torch.export.ExportedProgram):
+        args, keywords = inputs.arguments(values)
+        with torch.no_grad():
+            return model.module()(*args, **keywords)
+    names = [tensor.name for tensor in inputs.tensors]
+    feeds = {name: value.numpy() for name, value in zip(names, values, strict=True)}
+    return [torch.as_tensor(found) for found in session_of(model).run(None, feeds)]
+
+
+def session_of(model: ModelProto) -> Any:
+    """Return a session of ONNX Runtime on the CPU, which runs a model as it is.
+
+    Raises:
+        FileError: It cannot run the model.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors are raised
+    # else it would fold some batch norms itself
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # of classes of its own
+        reason = str(error).strip().splitlines()[0]
+        raise FileError(f"ONNX Runtime cannot run the model, '{reason}'") from error
