@@ -11,6 +11,7 @@ import torch
 from models.gathering import over_processes
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.checkpoint import checkpoint
 
@@ -427,3 +428,31 @@ def test_row_20_memory_is_reported_and_saved_without_an_extension():
     with bn.backend("eager"):  # which is all there is where nothing was compiled
         fast = bn.accelerate(model, save_memory=True)
         torch.testing.assert_close(fast(*example), model(*example))
+
+
+def test_row_08_folding_changes_nothing_and_misses_nothing():
+    """They say: "folding changes the results, or misses patterns"."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.after = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+            self.before, self.linear = nn.BatchNorm1d(3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return self.linear(self.before((y + self.after(y)).mean((2, 3))))
+
+    model, x = Block(), torch.randn(4, 3, 8, 8)
+    nn.init.ones_(model.after.bias)
+    model(x)
+    expected = model.eval()(x)
+    by_order = copy.deepcopy(model)  # the convolution and what comes next among the modules
+    by_order.conv = fuse_conv_bn_eval(by_order.conv, by_order.after)
+    by_order.after = nn.Identity()
+    assert (by_order(x) - expected).abs().max() > 0.1
+    folded, report = bn.fold(model, x)
+    torch.testing.assert_close(folded(x), expected)
+    assert report.folded == {"before": ["linear"]}
+    assert report.left == {"after": "add reads what it normalizes, too; add reads what it returns"}
+    assert report.max_error < 1e-5

@@ -1,4 +1,4 @@
-"""What is not folded in modules, and why: what the graph does not prove, and what is not verified."""
+"""What is not folded in modules, and why: what is not proved, and what does not verify."""
 
 import pytest
 import torch
@@ -19,6 +19,15 @@ def test_tied_weights_are_left():
     model.two.weight = model.one.weight
     report = fold(trained(model), ROWS)[1]
     assert report.left["norm"].startswith("'one.weight' is 'two.weight', too")
+
+
+def test_a_weight_with_several_biases_is_left():
+    model = Model(
+        lambda m, x: m.norm(m.linear(x)) + m.norm(F.linear(x, m.linear.weight, m.other)),
+        linear=nn.Linear(4, 4), norm=nn.BatchNorm1d(4), other=nn.Parameter(torch.randn(4)),
+    )  # fmt: skip
+    report = fold(trained(model), ROWS)[1]
+    assert "'linear' is called with one bias and with another" in report.left["norm"]
 
 
 def test_weights_that_lie_in_one_memory_are_not_written_over():

@@ -203,6 +203,16 @@ def test_what_is_left(reason):
     assert [node.op_type for node in folded.graph.node] == [node[0] for node in nodes]
 
 
+def test_a_bias_that_several_share_stays_that_of_the_others():
+    nodes = [("Conv", "x w b", "h", {}), norm("h", "n"), ("Conv", "x w2 b", "m", {}),
+             ("Gemm", "v w3 b", "g", {}), norm("g", "k"), ("Add", "n m", "y", {})]  # fmt: skip
+    arrays = {"w": random(5, 3, 1, 1), "w2": random(5, 3, 1, 1), "w3": random(4, 5), "b": random(5)}
+    model = graph(nodes, {**arrays, **norm_arrays(5)}, {"x": (2, 3, 6, 6), "v": (3, 4)}, ("y", "k"))
+    folded, report = fold(model, (2, 3, 6, 6), (3, 4))
+    assert report.folded == {"n": ["w"], "k": ["w3"]}
+    assert {t.name for t in folded.graph.initializer} == {*arrays, "w.bias", "w3.bias"}
+
+
 def test_what_is_an_input_may_be_another_tensor():
     model = graph(
         [("Conv", "x w", "h", {}), norm("h", "y")],

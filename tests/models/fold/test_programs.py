@@ -124,6 +124,21 @@ def test_what_is_left(kind):
     assert report.max_error == 0
 
 
+@pytest.mark.parametrize("is_decomposed", [False, True])
+def test_a_bias_that_several_share_stays_that_of_the_others(is_decomposed):
+    model = Model(
+        lambda m, x: m.norm(m.one(x)) + m.two(x), one=nn.Linear(3, 3), two=nn.Linear(3, 3),
+        norm=nn.BatchNorm1d(3),
+    )  # fmt: skip
+    model.two.bias = model.one.bias
+    model, x = trained(model), torch.randn(4, 3).double()
+    program = export(model, (x,))
+    program = program.run_decompositions() if is_decomposed else program
+    folded, report = bn.fold(program)
+    assert report.folded == {"norm": ["one"]}
+    assert largest_error(model(-x), reloaded(folded).module()(-x)) <= 1e-12
+
+
 def test_where_takes_patterns_and_no_function():
     program = export(network(), (images(),))
     _, report = bn.fold(program, where=["1", "7"], tol=1e-9)

@@ -87,6 +87,13 @@ class Map(Op):
     is_uneven: bool = False
     refuses_bias: str = ""
 
+    def is_like(self, other: Map) -> bool:
+        """Return whether another one has the same weight, and uses it in the same way."""
+        return all(
+            getattr(self, name) == getattr(other, name)
+            for name in ("weight", "bias", "groups", "transposed")
+        )
+
     @property
     def name(self) -> str:
         """What the report calls it."""
@@ -117,12 +124,14 @@ class Graph:
         uses: What reads a tensor of the model, by its name.
         stuck: Why a batch norm cannot be taken out, by its name.
         fixed: Why a tensor must stay what it is, by its name.
+        gives_biases: Whether a linear map can get a bias of its own in place of a shared one.
     """
 
     ops: list[Op] = field(default_factory=list)
     uses: dict[str, list[Op]] = field(default_factory=lambda: defaultdict(list))
     stuck: dict[str, str] = field(default_factory=dict)
     fixed: dict[str, str] = field(default_factory=dict)
+    gives_biases: bool = False
 
     def add(self, op: Op, names: Sequence[str] = ()) -> None:
         """Add an operation that comes after those that are there.
@@ -137,6 +146,12 @@ class Graph:
         for name in names:
             self.uses[name].append(op)
         self.ops.append(op)
+
+    def has_own_bias(self, op: Map) -> bool:
+        """Return whether a linear map has a bias, which only maps of the same weight read."""
+        return op.bias is not None and all(
+            isinstance(user, Map) and user.weight == op.weight for user in self.uses[op.bias]
+        )
 
     @property
     def norms(self) -> dict[str, list[Norm]]:

@@ -72,7 +72,8 @@ class ModuleForm:
             **dict(work.named_buffers(remove_duplicate=False)),
         }
         self.names = list(batch_norms(work, where, alike=True))
-        with observed(self._modules) as self._calls:
+        layers = {n: m for n, m in self._modules.items() if isinstance(m, (*_LINEAR, _BatchNorm))}
+        with observed(layers) as self._calls:
             self.expected = self.run(work)
         reader = Reader(self.tensors)
         with torch.no_grad(), seeded(self.tensors.values()):

@@ -45,10 +45,17 @@ class OnnxEditor:
         node = self._by_output[op.node[0].output[0]]
         node.input[1] = self._tensor(op.weight, values, dtype)
 
-    def set_bias(self, op: Map, values: Tensor, dtype: torch.dtype) -> None:
-        """Give a linear map another bias, or a first one."""
-        is_named = op.bias is not None and op.bias in self._initializers
-        name = self._tensor(str(op.bias) if is_named else f"{op.name}.bias", values, dtype)
+    def set_bias(self, op: Map, values: Tensor, dtype: torch.dtype, is_own: bool) -> None:
+        """Give a linear map another bias, or a first one.
+
+        Args:
+            op: The linear map.
+            values: Its bias.
+            dtype: The type of that.
+            is_own: Whether it has one that nothing else reads.
+        """
+        keeps_name = is_own and op.bias in self._initializers
+        name = self._tensor(str(op.bias) if keeps_name else f"{op.name}.bias", values, dtype)
         node = self._by_output[op.node[-1].output[0]]
         if op.what != "MatMul":
             node.input.extend([""] * (3 - len(node.input)))

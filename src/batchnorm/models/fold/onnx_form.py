@@ -49,6 +49,7 @@ class OnnxForm:
                 "fold: call model.eval() before torch.onnx.export"
             )
         self.graph, self.tensors = reader.graph, reader.tensors
+        self.graph.gives_biases = True
         inner = {
             norm_name(node): "it is in a branch or a function"
             for nodes in (*map(inner_nodes, model.graph.node), *(f.node for f in model.functions))
@@ -100,7 +101,7 @@ class OnnxForm:
             if folding is not None and isinstance(op, Map):
                 editor.set_weight(op, folding.weight, folding.dtype)
                 if folding.bias is not None:
-                    editor.set_bias(op, folding.bias, folding.dtype)
+                    editor.set_bias(op, folding.bias, folding.dtype, self.graph.has_own_bias(op))
         for name in plan.folded:
             for call in self.graph.norms[name]:
                 editor.take_out(call)

@@ -113,16 +113,20 @@ class _Planner:
 
     def _check_uses(self, op: Map, maps: Container[Op]) -> None:
         """Raise _Left unless all that reads the weight and the bias is among the maps."""
-        for tensor in (op.weight, op.bias):
-            if tensor is None:
-                continue
+        tensors = [op.weight]
+        if op.bias is not None and not self.graph.gives_biases:
+            tensors.append(op.bias)
+        for tensor in tensors:
             if tensor in self.graph.fixed:
                 raise _Left(f"{tensor!r} {self.graph.fixed[tensor]}")
             for other in self.graph.uses[tensor]:
                 if isinstance(other, Map) and other not in maps:
-                    raise _Left(f"{other.name!r} is called elsewhere, too, without it")
+                    how = "is called elsewhere, too, without it"
+                    raise _Left(f"{other.name!r} {how if tensor == op.weight else 'shares a bias'}")
                 if other not in maps:
                     raise _Left(f"{other.what} reads {tensor!r}, too")
+                if isinstance(other, Map) and not other.is_like(op):
+                    raise _Left(f"{op.name!r} is called with one bias and with another")
 
     def _sources(self, norm: Norm) -> list[Map]:
         """Return the linear map whose output a batch norm normalizes, and nothing else reads."""
@@ -132,8 +136,9 @@ class _Planner:
             if op is None:
                 raise _Left("it normalizes what comes from outside of the graph")
             if len(value.users) > 1:
-                readers = ", ".join(_name(user) for user in value.users if user is not norm)
-                raise _Left(f"{readers} reads what it normalizes, too")
+                readers = [_name(user) for user in value.users if user is not norm]
+                read = "reads" if len(readers) == 1 else "read"
+                raise _Left(f"{', '.join(readers)} {read} what it normalizes, too")
             if isinstance(op, Map):
                 if op.out_dim != dim:
                     raise _Left(f"its channels are not those of {op.name!r}")

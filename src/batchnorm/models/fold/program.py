@@ -69,6 +69,7 @@ class ProgramForm:
             },
         )
         self.graph = reader.graph
+        self.graph.gives_biases = True
         _check_mode(program.graph_module, self.graph.stuck)
         for written in signature.buffers_to_mutate.values():
             self.graph.fixed[written] = "is written by the program"
@@ -114,9 +115,11 @@ class ProgramForm:
             folding = plan.foldings.get(op.weight) if isinstance(op, Map) else None
             if folding is not None and isinstance(op, Map):
                 new.set(op.weight, folding.weight)
-                if op.bias is not None and folding.bias is not None:
+                if folding.bias is None:
+                    continue
+                if op.bias is not None and self.graph.has_own_bias(op):
                     new.set(op.bias, folding.bias)
-                elif folding.bias is not None:
+                else:
                     new.give_bias(op, folding.bias)
         for name in plan.folded:
             for call in self.graph.norms[name]:

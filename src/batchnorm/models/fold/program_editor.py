@@ -43,12 +43,14 @@ class ProgramEditor:
         home[name] = _like(before, values.to(before.device, before.dtype))
 
     def give_bias(self, op: Map, values: Tensor) -> None:
-        """Give a linear map that has none a bias, which is a tensor beside its weight."""
+        """Give a linear map that has no bias of its own one, as a tensor beside its weight."""
         if op.weight not in self.biases:
             self.biases[op.weight] = self._placeholder(op.weight, values)
         node, bias = self.nodes[op.node], self.biases[op.weight]
         if op.what == "mm":
             node.target, node.args = torch.ops.aten.addmm.default, (bias, *node.args)
+        elif op.what == "addmm":
+            node.args = (bias, *node.args[1:])
         else:
             node.kwargs = {name: value for name, value in node.kwargs.items() if name != "bias"}
             node.args = (*node.args[:2], bias, *node.args[3:])
