@@ -9,8 +9,8 @@ from batchnorm.models.convert import revert as revert
 from batchnorm.models.fold import fold as fold
 from batchnorm.models.freeze import freeze as freeze
 from batchnorm.models.freeze import unfreeze as unfreeze
-from batchnorm.models.parity import check_parity as check_parity
 from batchnorm.models.memory import memory_report as memory_report
+from batchnorm.models.parity import check_parity as check_parity
 from batchnorm.models.statistics import assert_statistics_agree as assert_statistics_agree
 from batchnorm.models.statistics import merge_statistics as merge_statistics
 from batchnorm.models.statistics import reduce_statistics as reduce_statistics

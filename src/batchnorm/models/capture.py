@@ -20,7 +20,7 @@ VERSIONS = 256
 
 
 #: What is compiled here counts for no limit of what users compile, where torch can tell them apart.
-_ISOLATED: dict[str, Any] = (
+ISOLATED: dict[str, Any] = (
     {"isolate_recompiles": True}
     if "isolate_recompiles" in inspect.signature(torch.compile).parameters
     else {}
@@ -83,7 +83,7 @@ def capture(
             accumulated_recompile_limit=VERSIONS,
             skip_nnmodule_hook_guards=False,  # another model of the class may have other hooks
         ):
-            compiled = torch.compile(model, backend=_note, dynamic=False, **_ISOLATED)
+            compiled = torch.compile(model, backend=_note, dynamic=False, **ISOLATED)
             result = compiled(*example, **(keywords or {}))
         ran = _captured.get() or []
     finally:

@@ -50,11 +50,15 @@ def fused(
             residual=residual, activation=function,
         )  # fmt: skip
     if training and in_backward():  # a checkpoint is recomputed: they have moved already
-        running_mean = running_var = None
+        running_mean, running_var = _copy(running_mean), _copy(running_var)
     y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     if residual is not None:
         y = torch.add(y, residual)
     return y if function is None else function(y)
+
+
+def _copy(values: Tensor | None) -> Tensor | None:
+    return None if values is None else values.clone()
 
 
 def fused_noted(

@@ -14,7 +14,7 @@ from batchnorm.layers import BatchNorm
 from batchnorm.models.accelerate.chains import Chain, find_chains
 from batchnorm.models.accelerate.operations import arguments_of
 from batchnorm.models.batches import Buffers, rng_states, set_rng_states
-from batchnorm.models.capture import Captured, capture, module_of
+from batchnorm.models.capture import ISOLATED, Captured, capture, module_of
 from batchnorm.models.report import Report
 from batchnorm.models.walk import Where, batch_norms
 
@@ -37,7 +37,8 @@ def accelerate(
 
     It is `torch.compile(model, backend="batchnorm", options={"inner": ..., "save_memory": ...})`:
     the model's graph is captured at the first call, again for another mode or type, and where it
-    breaks there are several. All but the batch norms runs as it was written.
+    breaks there are several. All but the batch norms runs as it was written. Hooks are those that
+    the model has when it is first called.
 
     With `save_memory=True` the output of a batch norm with its activation is not kept for the
     backward pass, where the next layer would keep it: it is made again, elementwise, from what the
@@ -73,6 +74,7 @@ def accelerate(
         backend=backend,
         options=options,  # type: ignore[arg-type]
         dynamic=dynamic,
+        **ISOLATED,
     )
     assert isinstance(compiled, nn.Module)
     return compiled

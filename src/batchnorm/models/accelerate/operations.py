@@ -248,6 +248,7 @@ def is_elementwise(node: fx.Node) -> bool:
 #: Activations that the layer does not have, and what else makes a tensor of one.
 _OTHERS = {
     F.hardtanh, F.hardsigmoid, F.mish, F.softplus, F.selu, F.celu, F.softsign, F.logsigmoid, F.pad,
+    torch._C._nn.pad,  # which is what torch.nn.functional.pad calls
 }  # fmt: skip
 _PRODUCTS = {operator.mul, torch.mul, "mul"}
 

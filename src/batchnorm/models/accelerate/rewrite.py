@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import Tensor, fx
 from torch.utils.checkpoint import CheckpointPolicy
@@ -155,14 +156,23 @@ def checkpoint_parts(module: fx.GraphModule) -> None:
     for node in module.graph.nodes:
         if node.op == "call_method" and node.target == "add_" and _is_count(node.args[0]):
             node.op, node.target = "call_function", add_once
-        if getattr(node.target, "__name__", "") != "tag_activation_checkpoint":
+        body = _body_of(node, module)
+        if body is None:
             continue
-        body = getattr(module, node.args[0].target)
-        body.meta["batchnorm_moved"] = _moved_by(body.graph)
+        body.meta["batchnorm_moved"] = _moved_by(body)
         fuse(body.graph, find_chains(body.graph))
         checkpoint_parts(body)
         body.recompile()
         node.target = checkpointed
+
+
+def _body_of(node: fx.Node, module: fx.GraphModule) -> fx.GraphModule | None:
+    """Return what a node of a module does under a checkpoint, if it is one."""
+    if getattr(node.target, "__name__", "") != "tag_activation_checkpoint":
+        return None
+    name: Any = node.args[0]
+    body: Any = module.get_submodule(name.target)
+    return body if isinstance(body, fx.GraphModule) else None
 
 
 def _is_count(node: fx.Node) -> bool:
@@ -170,14 +180,18 @@ def _is_count(node: fx.Node) -> bool:
     return tensor is not None and tensor.ndim == 0 and not tensor.dtype.is_floating_point
 
 
-def _moved_by(graph: fx.Graph) -> set[int]:
-    """Return which of the inputs of a graph it moves, by their numbers: statistics and counts."""
-    written = set[int]().union(*map(written_by, graph.nodes))
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+def _moved_by(module: fx.GraphModule) -> set[int]:
+    """Return which of its inputs a graph moves, by their numbers: statistics and counts."""
+    written = set[int | None]()
+    for node in module.graph.nodes:
+        written |= written_by(node)
+        body = _body_of(node, module)
+        if body is not None:
+            written |= {storage_of(node.args[1 + at]) for at in _moved_by(body)}
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    examples = [(storage_of(node), example_of(node)) for node in inputs]
     return {
         at
-        for at, node in enumerate(inputs)
-        if storage_of(node) in written
-        and (value := example_of(node)) is not None
-        and value.ndim < 2
+        for at, (memory, value) in enumerate(examples)
+        if memory in written - {None} and value is not None and value.ndim < 2
     }
