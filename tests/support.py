@@ -28,6 +28,8 @@ ACTIVATIONS = (
     "gelu",
     "sigmoid",
     "tanh",
+    "relu6",
+    "hardswish",
 )
 
 #: Shape, channel dimension, memory format.

@@ -70,8 +70,9 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
         gamma_regularizer: Adds to the loss for gamma, or None.
         beta_constraint: Is applied to beta after an update, or None.
         gamma_constraint: Is applied to gamma after an update, or None.
-        activation: `"relu"`, `"leaky_relu"`, `"elu"`, `"silu"`, `"gelu"`, `"sigmoid"`, `"tanh"`, or
-            a pair with the slope or alpha, as `("leaky_relu", 0.2)`; part of the same call.
+        activation: `"relu"`, `"leaky_relu"`, `"elu"`, `"silu"`, `"gelu"`, `"sigmoid"`, `"tanh"`,
+            `"relu6"`, `"hardswish"`, or a pair with the slope or alpha, as `("leaky_relu", 0.2)`;
+            part of the same call.
         kwargs: By keyword, whatever else the installed Keras's layer takes: `name`, `dtype`,
             `trainable`, `synchronized` (which Keras refuses on this backend), and `renorm`,
             `renorm_clipping`, `renorm_momentum` where Keras has them.

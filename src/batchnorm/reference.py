@@ -455,6 +455,12 @@ ACTIVATIONS: dict[str, tuple[float | None, Callable[..., Array], Callable[..., A
     ),
     "sigmoid": (None, _sigmoid, lambda z: _sigmoid(z) * (1 - _sigmoid(z))),
     "tanh": (None, np.tanh, lambda z: 1 - np.tanh(z) ** 2),
+    "relu6": (None, lambda z: np.clip(z, 0, 6), lambda z: ((z > 0) & (z < 6)) * 1.0),
+    "hardswish": (
+        None,
+        lambda z: z * np.clip(z + 3, 0, 6) / 6,
+        lambda z: np.where(z <= -3, 0, np.where(z < 3, z / 3 + 0.5, 1)),
+    ),
 }
 
 

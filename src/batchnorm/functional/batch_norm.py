@@ -131,8 +131,8 @@ def batch_norm(
             position twice); any shape that broadcasts over the positions, which are all dimensions
             of `input` but the channels'. Only the moments are masked: every position is
             normalized. Where the weight is 0, values that are not finite are read as 0.
-        activation: `"relu"`, `"leaky_relu"`, `"elu"`, `"silu"`, `"gelu"`, `"sigmoid"`, `"tanh"`, or
-            a pair with the slope or alpha, as `("leaky_relu", 0.2)`.
+        activation: `"relu"`, `"leaky_relu"`, `"elu"`, `"silu"`, `"gelu"`, `"sigmoid"`, `"tanh"`,
+            `"relu6"`, `"hardswish"`, or a pair with the slope or alpha, as `("leaky_relu", 0.2)`.
         correction: The variance that normalizes is divided by m - correction.
         channel_dim: The channels' dimension.
         on_small_batch: What to do in training with one value per channel, whose variance is

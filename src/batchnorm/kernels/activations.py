@@ -37,8 +37,14 @@ def _sigmoid_backward(g: Tensor, z: Tensor) -> Tensor:
     return g * (s * (1 - s))
 
 
+def _hardswish_backward(g: Tensor, z: Tensor) -> Tensor:
+    return torch.where(z <= -3, 0, torch.where(z < 3, g * (z / 3 + 0.5), g))
+
+
 # The gradients are functions of z, so that nothing but x need be kept for them, and are
-# differentiable themselves. At 0 they are what torch has there.
+# differentiable themselves. At their kinks they are what torch has there. Where z is NaN those of
+# relu, relu6 and hardswish are g: in torch the last two are so on some places of a tensor only, and
+# 0 and NaN on the others.
 _DEFINITIONS = {
     "relu": _Definition(F.relu, lambda g, z: torch.where(z <= 0, 0, g)),
     "leaky_relu": _Definition(
@@ -49,6 +55,8 @@ _DEFINITIONS = {
     "gelu": _Definition(F.gelu, _gelu_backward),
     "sigmoid": _Definition(torch.sigmoid, _sigmoid_backward),
     "tanh": _Definition(torch.tanh, lambda g, z: g * (1 - z.tanh().square())),
+    "relu6": _Definition(F.relu6, lambda g, z: torch.where((z <= 0) | (z >= 6), 0, g)),
+    "hardswish": _Definition(F.hardswish, _hardswish_backward),
 }
 
 NAMES = tuple(_DEFINITIONS)

@@ -61,8 +61,9 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         dtype: Their type.
         bias: Whether an affine layer has a `bias`.
         channel_dim: The channels' dimension.
-        activation: `"relu"`, `"leaky_relu"`, `"elu"`, `"silu"`, `"gelu"`, `"sigmoid"`, `"tanh"`, or
-            a pair with the slope or alpha, as `("leaky_relu", 0.2)`; part of the same call.
+        activation: `"relu"`, `"leaky_relu"`, `"elu"`, `"silu"`, `"gelu"`, `"sigmoid"`, `"tanh"`,
+            `"relu6"`, `"hardswish"`, or a pair with the slope or alpha, as `("leaky_relu", 0.2)`;
+            part of the same call.
         correction: The variance that normalizes is divided by m - correction.
         on_small_batch: In training, one value per channel has no variance: raise an `"error"`,
             normalize by the `"running"` statistics, or `"skip"` the batch (xhat is 0). The last

@@ -190,7 +190,7 @@ inline void write_span(const Step& step, const Operands<typename Step::Type>& op
         }
     } else {
         const bool streamed = past && operands.rows_are_aligned();
-        each_strip<T>(span.n1 - span.n0, span.c1 - span.c0,
+        each_strip<Step>(span.n1 - span.n0, span.c1 - span.c0,
                       [&](auto K, auto whole, int64_t n, int64_t rows, int64_t c, int count) {
             const Place<T> p = operands.at(span.n0 + n, span.c0 + c, 0);
             if (streamed) write_strip<K, whole, true>(step, p, by, rows, numbers, span.c0 + c, count);
@@ -220,7 +220,7 @@ inline void sum_block(const Terms& terms, const Operands<typename Terms::Type>& 
         }
     } else {
         for (int64_t c = 0; c < channels; ++c) scratch.first[c] = scratch.second[c] = 0;
-        each_strip<T>(span.n1 - span.n0, channels,
+        each_strip<Terms>(span.n1 - span.n0, channels,
                       [&](auto K, auto whole, int64_t n, int64_t rows, int64_t c, int count) {
             sum_strip<K, whole>(terms, operands.at(span.n0 + n, span.c0 + c, 0), by, rows, numbers, c, count,
                                 &scratch.first[c], &scratch.second[c]);

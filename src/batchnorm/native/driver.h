@@ -176,7 +176,9 @@ private:
 // Which variant a call takes.
 inline Variant variant_of(const Call& call, bool backward) {
     const bool relu = call.activation == Activation::relu, residual = call.residual.data;
-    if (call.mask || !(relu || call.activation == Activation::none)) return Variant::general;
+    if (!is_piecewise(call.activation)) return Variant::smooth;
+    if (!call.mask && !residual && call.activation == Activation::relu6) return Variant::relu6;
+    if (call.mask || !(relu || call.activation == Activation::none)) return Variant::piecewise;
     if (relu) return residual ? Variant::relu_residual : Variant::relu;
     return residual && !backward ? Variant::none_residual : Variant::none;
 }
@@ -186,9 +188,11 @@ template <class F> inline void with_variant(Variant variant, F f) {
     switch (variant) {
         case Variant::none: return f(std::integral_constant<Variant, Variant::none>{});
         case Variant::relu: return f(std::integral_constant<Variant, Variant::relu>{});
+        case Variant::relu6: return f(std::integral_constant<Variant, Variant::relu6>{});
         case Variant::none_residual: return f(std::integral_constant<Variant, Variant::none_residual>{});
         case Variant::relu_residual: return f(std::integral_constant<Variant, Variant::relu_residual>{});
-        case Variant::general: return f(std::integral_constant<Variant, Variant::general>{});
+        case Variant::piecewise: return f(std::integral_constant<Variant, Variant::piecewise>{});
+        case Variant::smooth: return f(std::integral_constant<Variant, Variant::smooth>{});
     }
 }
 

@@ -24,8 +24,6 @@ template <class A> struct Coefficients {
     }
 };
 
-// vectors: four lines of memory, at the widest
-template <class T> constexpr int strip = 4 * sizeof(arithmetic<T>) / sizeof(T);
 constexpr int64_t tile = 128;  // rows of a strip before the next one has its turn
 // Rows: what is asked for before it is needed. Wide rows are multiples of a page apart, and compete for
 // the same few lines of the first cache.
@@ -180,11 +178,11 @@ template <int K, int lanes, class F> inline int64_t each_whole_strip(int64_t c, 
 }
 
 // Cuts rows into tiles of strips: calls f(K, whole, first row, rows, first channel, channels).
-template <class T, class F> inline void each_strip(int64_t rows, int64_t channels, F f) {
-    constexpr int lanes = Vector<arithmetic<T>>::lanes;
+template <class Step, class F> inline void each_strip(int64_t rows, int64_t channels, F f) {
+    constexpr int lanes = Vector<typename Step::A>::lanes;
     for (int64_t n = 0; n < rows; n += tile) {
         const int64_t high = rows - n < tile ? rows - n : tile;
-        const int64_t c = each_whole_strip<strip<T>, lanes>(
+        const int64_t c = each_whole_strip<Step::strip, lanes>(
             0, channels, [&](auto K, int64_t c) { f(K, std::true_type{}, n, high, c, 0); });
         if (c < channels)
             f(std::integral_constant<int, 1>{}, std::false_type{}, n, high, c, static_cast<int>(channels - c));

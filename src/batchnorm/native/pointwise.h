@@ -41,6 +41,11 @@ struct Options {
     bool through;
 };
 
+// How many vectors of a row are gone down together: four lines of memory, at the widest. Fewer with a
+// smooth activation, for each of them, and in sums each of four rows of them, has a copy of its code.
+template <class T, Variant V = Variant::none>
+constexpr int strip_of = V == Variant::smooth ? 4 : 4 * sizeof(arithmetic<T>) / sizeof(T);
+
 // Whole vectors, or the first `count` lanes.
 template <bool Whole, class T> BN_INLINE values<arithmetic<T>> read(const T* from, int count) {
     if constexpr (Whole) return load(from);
@@ -72,7 +77,7 @@ BN_INLINE values<arithmetic<T>> distance_at(const Place<T>& p, int64_t i, int co
                                             const Channel<arithmetic<T>>& k,
                                             integers<arithmetic<T>>* absent) {
     auto x = read<Whole>(p.x + i, count);
-    if constexpr (V == Variant::general)
+    if constexpr (has_choices(V))
         if (p.w) x = present<arithmetic<T>>(x, weights<T, Planar, Whole>(p, i, count), absent);
     return x - k.near;
 }
@@ -85,7 +90,7 @@ BN_INLINE values<arithmetic<T>> preactivation(const Place<T>& p, int64_t i, int 
     auto z = distance * k.scale + k.shift;
     if constexpr (V == Variant::none_residual || V == Variant::relu_residual)
         z += read<Whole>(p.residual + i, count);
-    if constexpr (V == Variant::general)
+    if constexpr (has_choices(V))
         if (p.residual) z += read<Whole>(p.residual + i, count);
     return z;
 }
@@ -94,6 +99,7 @@ BN_INLINE values<arithmetic<T>> preactivation(const Place<T>& p, int64_t i, int 
 template <class T, Variant V, bool Planar> struct Normalize {
     using Type = T;
     using A = arithmetic<T>;
+    static constexpr int strip = strip_of<T, V>;
     Options options;
 
     template <bool Whole, bool Streamed>
@@ -101,9 +107,7 @@ template <class T, Variant V, bool Planar> struct Normalize {
         integers<A> absent;
         const auto distance = distance_at<T, V, Planar, Whole>(p, i, count, k, &absent);
         auto z = preactivation<T, V, Whole>(p, i, count, k, distance);
-        if constexpr (V == Variant::relu || V == Variant::relu_residual) z = relu<A>(z);
-        if constexpr (V == Variant::general)
-            z = activate<A>(z, options.activation, static_cast<A>(options.parameter));
+        z = activate<V>(z, options.activation, static_cast<A>(options.parameter));
         write<Whole, Streamed>(p.out + i, z, count);
     }
 };
@@ -119,15 +123,14 @@ BN_INLINE values<arithmetic<T>> upstream(const Place<T>& p, int64_t i, int count
     *distance = distance_at<T, V, Planar, Whole>(p, i, count, k, absent);
     if constexpr (V == Variant::none) return g;
     const auto z = preactivation<T, V, Whole>(p, i, count, k, *distance);
-    if constexpr (V == Variant::general)
-        return differentiate<A>(g, z, options.activation, static_cast<A>(options.parameter));
-    else return z <= 0 ? values<A>{} : g;
+    return differentiate<V>(g, z, options.activation, static_cast<A>(options.parameter));
 }
 
 // dx = g * scale + w * (offset + (x - near) * slope), and dresidual = g where it is wanted
 template <class T, Variant V, bool Planar> struct Apply {
     using Type = T;
     using A = arithmetic<T>;
+    static constexpr int strip = strip_of<T, V>;
     Options options;
 
     template <bool Whole, bool Streamed>
@@ -138,16 +141,16 @@ template <class T, Variant V, bool Planar> struct Apply {
         auto dx = g * k.scale;
         if (options.through) {
             auto back = distance * k.slope + k.offset;
-            if constexpr (V == Variant::general)
+            if constexpr (has_choices(V))
                 if (p.w) {
                     const auto w = weights<T, Planar, Whole>(p, i, count);
                     back = w == 0 ? values<A>{} : back * w;
                 }
             dx += back;
         }
-        if constexpr (V == Variant::general) dx = absent ? values<A>{} : dx;
+        if constexpr (has_choices(V)) dx = absent ? values<A>{} : dx;
         write<Whole, Streamed>(p.out + i, dx, count);
-        if constexpr (V == Variant::relu_residual || V == Variant::general)
+        if constexpr (V == Variant::relu_residual || has_choices(V))
             if (p.dresidual) write<Whole, Streamed>(p.dresidual + i, g, count);
     }
 };
@@ -156,6 +159,7 @@ template <class T, Variant V, bool Planar> struct Apply {
 template <class T, bool Planar, bool Masked> struct Spread {
     using Type = T;
     using A = arithmetic<T>;
+    static constexpr int strip = strip_of<T>;
 
     template <bool Whole>
     BN_INLINE void at(const Place<T>& p, int64_t i, int count, const Channel<A>& k, values<A>* first,
@@ -180,6 +184,7 @@ template <class T, bool Planar, bool Masked> struct Spread {
 template <class T, Variant V, bool Planar> struct Products {
     using Type = T;
     using A = arithmetic<T>;
+    static constexpr int strip = V == Variant::smooth ? 2 : strip_of<T, V>;
     Options options;
 
     template <bool Whole>

@@ -73,6 +73,9 @@ template <class A> inline values<A> larger(values<A> a, values<A> b) {
 #endif
 }
 
+// The smaller of each two; b where one is NaN.
+template <class A> inline values<A> smaller(values<A> a, values<A> b) { return a < b ? a : b; }
+
 // All ones where a lane is not finite.
 template <class A> inline integers<A> not_finite(values<A> v) {
     return (cast<integers<A>>(v) & Vector<A>::magnitude) >= Vector<A>::finite_below;
