@@ -56,13 +56,7 @@ def conduct(
     left_out = _left_out(cases, wanted)
     for name, reason in left_out.items():
         console.print(f"{name} is left out: {reason}", markup=False, highlight=False)
-    load, cores = _load(), os.cpu_count() or 1
-    if load > _BUSY * cores:
-        console.print(
-            f"This machine is busy: {load:.1f} processes on {cores} cores over the last minute. "
-            "Times will be off, most of all those of small batches.",
-            highlight=False,
-        )
+    load = say_if_busy(console)
     counts = sorted({case.threads for case in cases})
     before = _copy_speeds(counts)
     taken = _measured(cases, seconds, left_out, console)
@@ -107,6 +101,22 @@ def _left_out(cases: Iterable[Case], wanted: Wanted) -> dict[str, str]:
     return missing
 
 
+def say_if_busy(console: Console) -> float:
+    """Say if other programs are at work on this machine, and return how many there are.
+
+    Args:
+        console: Where it is said.
+    """
+    load, cores = _load(), os.cpu_count() or 1
+    if load > _BUSY * cores:
+        console.print(
+            f"This machine is busy: {load:.1f} processes on {cores} cores over the last minute. "
+            "Times will be off, most of all those of small batches.",
+            highlight=False,
+        )
+    return load
+
+
 def _load() -> float:
     """Return how many processes wanted to run over the last minute; 0 where that is not known."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
@@ -120,12 +130,13 @@ def _copy_speeds(counts: Iterable[int]) -> dict[int, float]:
     return found
 
 
-def _measured(
-    cases: list[Case], seconds: float, left_out: Mapping[str, str], console: Console
-) -> list[Taken]:
-    """Measure all cases, and show which one is at work."""
-    done = []
-    with Progress(
+def shown_on(console: Console) -> Progress:
+    """Return what shows how far a bench is, on a terminal, and only when it is told to.
+
+    Args:
+        console: Where it is shown.
+    """
+    return Progress(
         BarColumn(20),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -134,7 +145,15 @@ def _measured(
         auto_refresh=False,  # which would take time from what is timed
         disable=not console.is_terminal,
         transient=True,
-    ) as progress:
+    )
+
+
+def _measured(
+    cases: list[Case], seconds: float, left_out: Mapping[str, str], console: Console
+) -> list[Taken]:
+    """Measure all cases, and show which one is at work."""
+    done = []
+    with shown_on(console) as progress:
         bar = progress.add_task(str(cases[0]), total=len(cases))
         for taken in measure(cases, seconds, left_out):
             done.append(taken)

@@ -96,18 +96,18 @@ def _rows(
             fusion=problem.fusion,
             threads=case.threads,
             implementation=name,
-            mb=_rounded(problem.mb),
-            q25_us=_rounded(low * 1e6),
-            median_us=_rounded(median * 1e6),
-            q75_us=_rounded(high * 1e6),
-            ratio=_rounded(ratio),
-            ratio_q25=_rounded(ratio_low),
-            ratio_q75=_rounded(ratio_high),
+            mb=rounded(problem.mb),
+            q25_us=rounded(low * 1e6),
+            median_us=rounded(median * 1e6),
+            q75_us=rounded(high * 1e6),
+            ratio=rounded(ratio),
+            ratio_q25=rounded(ratio_low),
+            ratio_q75=rounded(ratio_high),
             passes=case.passes,
-            of_copy_speed=_rounded(case.passes * crossing),
+            of_copy_speed=rounded(case.passes * crossing),
             floor=case.floor,
-            of_floor=_rounded(case.floor * crossing),
-            max_error=_rounded(errors[name], 2),
+            of_floor=rounded(case.floor * crossing),
+            max_error=rounded(errors[name], 2),
             rounds=len(own),
         )
 
@@ -126,5 +126,11 @@ def ratios(theirs: Sequence[float], own: Sequence[float]) -> tuple[float, float,
     return low, median, high
 
 
-def _rounded(value: float, digits: int = 4) -> float:
+def rounded(value: float, digits: int = 4) -> float:
+    """Return a number with so many digits.
+
+    Example:
+        >>> rounded(123.456)
+        123.5
+    """
     return float(f"{value:.{digits}g}")

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import get_ident
 
 import torch
 from torch.autograd import forward_ad
 
-_is_traced = False
+_tracing: set[int] = set()  # the threads in which another compiler traces
 
 
 def is_compiling() -> bool:
     """Return whether `torch.compile` is tracing, and not `torch.export`."""
-    if _is_traced:
-        return True
-    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    if torch.compiler.is_compiling():
+        return not torch.compiler.is_exporting()
+    return bool(_tracing) and get_ident() in _tracing
 
 
 @contextmanager
 def traced() -> Iterator[None]:
     """Say that a compiler traces what is called inside, which torch does not tell of every one."""
-    global _is_traced
-    before, _is_traced = _is_traced, True
+    thread = get_ident()
+    is_first = thread not in _tracing
+    _tracing.add(thread)
     try:
         yield
     finally:
-        _is_traced = before
+        if is_first:
+            _tracing.discard(thread)
 
 
 def is_transformed() -> bool:

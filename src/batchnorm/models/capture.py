@@ -7,7 +7,9 @@ where the model does what cannot be captured, there are several graphs.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -64,8 +66,58 @@ def _note(module: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
     return run
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return what `torch.compile` was given, if that returned the model.
+
+    Raises:
+        TypeError: It is no module.
+    """
+    model = getattr(model, "_orig_mod", model)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model is a {type(model).__name__}: expected a torch.nn.Module")
+    return model
+
+
+def arguments(example: Sequence[Any] | Tensor) -> tuple[Any, ...]:
+    """Return the arguments of a call; a tensor is the only one.
+
+    Raises:
+        TypeError: It is neither a tensor nor a sequence.
+    """
+    if isinstance(example, Tensor):
+        return (example,)
+    if isinstance(example, str | Mapping) or not isinstance(example, Sequence):
+        raise TypeError(
+            f"example is a {type(example).__name__}: expected a tensor, or a tuple of the "
+            "arguments of a call; what goes by name goes into keywords="
+        )
+    return tuple(example)
+
+
+@contextmanager
+def as_written(model: nn.Module) -> Iterator[None]:
+    """Let the parts of a model that were compiled, by `compile` or as modules, run as written."""
+    compiled = [
+        (module, name, module.__dict__[name])
+        for module in model.modules()
+        for name in ("_compiled_call_impl", "forward")
+        if module.__dict__.get(name) is not None
+        and (name != "forward" or hasattr(module, "_orig_mod"))
+    ]
+    for module, name, _ in compiled:
+        inside: Any = getattr(module, "_orig_mod", None)
+        module.__dict__[name] = inside.__call__ if name == "forward" else None
+    try:
+        yield
+    finally:
+        for module, name, before in compiled:
+            module.__dict__[name] = before
+
+
 def capture(
-    model: nn.Module, example: Sequence[Any], keywords: Mapping[str, Any] | None = None
+    model: nn.Module,
+    example: Sequence[Any] | Tensor,
+    keywords: Mapping[str, Any] | None = None,
 ) -> tuple[list[Captured], Any]:
     """Call a model, and return its graphs in the order in which they ran, and what it returned.
 
@@ -73,15 +125,29 @@ def capture(
         model: The model, which is called as it is: in its mode, and moving its statistics.
         example: The arguments of the call.
         keywords: Its keywords.
+
+    Raises:
+        TypeError: The example is neither a tensor nor a sequence.
+        ValueError: The model has no values.
     """
     from torch._dynamo import config  # all of the compiler, when it is first needed
 
+    example = arguments(example)
+    if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+        raise ValueError(
+            f"this {type(model).__name__} is on the device meta, which has no values to call it "
+            'with: give it some, model.to_empty(device="cpu"), and load them'
+        )
+
     token = _captured.set([])
     try:
-        with config.patch(
-            recompile_limit=VERSIONS,
-            accumulated_recompile_limit=VERSIONS,
-            skip_nnmodule_hook_guards=False,  # another model of the class may have other hooks
+        with (
+            config.patch(
+                recompile_limit=VERSIONS,
+                accumulated_recompile_limit=VERSIONS,
+                skip_nnmodule_hook_guards=False,  # another model of the class may have other hooks
+            ),
+            as_written(model),
         ):
             compiled = torch.compile(model, backend=_note, dynamic=False, **ISOLATED)
             result = compiled(*example, **(keywords or {}))
@@ -109,6 +175,16 @@ def capture(
     return captured, result
 
 
+def check_captured(captured: Sequence[Captured], model: nn.Module) -> None:
+    """Raise RuntimeError if nothing was captured of a model."""
+    if not captured:
+        raise RuntimeError(
+            f"TorchDynamo captured no graph of this {type(model).__name__}: it is switched off "
+            "(TORCHDYNAMO_DISABLE, torch.compiler.disable), or the forward begins with what it "
+            "cannot capture"
+        )
+
+
 def module_of(node: fx.Node) -> str:
     """Return the name of the innermost module whose forward made a node, as the model has it.
 
@@ -118,9 +194,30 @@ def module_of(node: fx.Node) -> str:
     if not stack:
         return ""
     path, _ = list(stack.values())[-1]
-    for prefix in ("L['self']", "L['fn']", "L['mod']"):
-        path = path.removeprefix(prefix)
-    return str(path).removeprefix(".").removeprefix("_orig_mod").removeprefix(".")
+    path = re.sub(r"^L\['\w+'\]\.?", "", str(path))
+    return path.removeprefix("_orig_mod").removeprefix(".")
+
+
+def written_by_schema(node: fx.Node) -> list[Any] | None:
+    """Return the arguments that an operator writes over, by its schema; None if it has none.
+
+    A packet is all the operators of one name, of which any may be meant.
+    """
+    target, overloads = node.target, list[Any]()
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        packet: Any = target
+        overloads = [getattr(packet, name) for name in packet.overloads()]
+    elif isinstance(target, torch._ops.OpOverload):
+        overloads = [target]
+    else:
+        return None
+    written: list[Any] = []
+    for overload in overloads:
+        for at, argument in enumerate(overload._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                given = node.args[at : at + 1] or (node.kwargs.get(argument.name),)
+                written += given
+    return written
 
 
 def is_batch_norm(node: fx.Node) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,13 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from batchnorm.models.batches import Buffers, rng_states, set_rng_states
-from batchnorm.models.capture import Captured, capture, module_of
+from batchnorm.models.capture import (
+    Captured,
+    capture,
+    check_captured,
+    module_of,
+    unwrapped,
+)
 
 #: The ways to run a model of which it is said what they keep.
 WAYS = ("stock", "accelerated", "save_memory")
@@ -102,7 +109,10 @@ class MemoryReport:
 
 
 def memory_report(
-    model: nn.Module, example: Sequence[Any], *, keywords: Mapping[str, Any] | None = None
+    model: nn.Module,
+    example: Sequence[Any] | Tensor,
+    *,
+    keywords: Mapping[str, Any] | None = None,
 ) -> MemoryReport:
     """Say what each layer of a model keeps for the backward pass, and what `accelerate` saves.
 
@@ -111,12 +121,17 @@ def memory_report(
 
     Args:
         model: The model, accelerated or not.
-        example: The arguments of a call.
+        example: The arguments of a call; a tensor is the only one.
         keywords: Its keywords.
 
     Returns:
         The bytes by layers. Activations grow with the batch, so that those of another batch size
         are in proportion.
+
+    Raises:
+        TypeError: `model` is no module, or `example` neither a tensor nor a sequence.
+        ValueError: The model has no values.
+        RuntimeError: TorchDynamo captures nothing of the model.
 
     Example:
         >>> import batchnorm as bn, torch
@@ -128,16 +143,17 @@ def memory_report(
         >>> report.total["save_memory"] < 0.6 * report.total["stock"]
         True
     """
-    model = getattr(model, "_orig_mod", model)
+    model = unwrapped(model)
     report = MemoryReport(total=dict.fromkeys(WAYS, 0))
     buffers, random = Buffers(model), rng_states()
     try:
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             captured, outputs = capture(model, example, keywords)
             leaves = pytree.tree_leaves((example, keywords))
             inputs = [v for v in leaves if isinstance(v, Tensor)]
             known = _memory([*model.parameters(), *model.buffers(), *inputs])
             del outputs
+            check_captured(captured, model)
             for way in WAYS:
                 for graph in captured:
                     for name, size in _kept_by(graph, way, known).items():
@@ -160,6 +176,8 @@ def _kept_by(captured: Captured, way: str, known: set[int]) -> Counter[str]:
     result = graph.graph_copy(captured.graph, {})
     graph.output(result)
     module = fx.GraphModule(captured.module, graph)
+    for name, part in list(module.named_children()):  # the bodies of checkpoints are changed, too
+        setattr(module, name, copy.deepcopy(part))
     if way == "stock":
         checkpoint_parts(module)
     else:

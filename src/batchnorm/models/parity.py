@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from batchnorm.models.batches import Buffers, Modes
-from batchnorm.models.capture import VERSIONS, is_batch_norm
+from batchnorm.models.capture import VERSIONS, arguments, as_written, is_batch_norm, unwrapped
 from batchnorm.models.compare import default_tolerance, largest_error
 
 #: The ways that a model can run in, beside eager evaluation.
@@ -121,6 +121,7 @@ def check_parity(
         it agrees. `ok` is whether all that were tried do.
 
     Raises:
+        TypeError: `model` is no module, or `example` neither a tensor nor a sequence.
         ValueError: There is no such way, or no floating-point output to compare.
 
     Example:
@@ -135,19 +136,21 @@ def check_parity(
     if not chosen or (unknown := [way for way in chosen if way not in WAYS]):
         got = ", ".join(map(repr, unknown)) if chosen else "empty"
         raise ValueError(f"ways has {got}: expected some of {', '.join(map(repr, WAYS))}")
-    call = (example,) if isinstance(example, Tensor) else tuple(example), dict(keywords or {})
+    model, call = unwrapped(model), (arguments(example), dict(keywords or {}))
     modes, buffers = Modes(model), Buffers(model)
     rows = []
     try:
         with torch.no_grad():
             model.eval()
-            expected = _copied(_run(model, call))
+            with as_written(model):
+                expected = _copied(_run(model, call))
             largest_error(expected, expected)  # or else there is nothing to compare
             if tol is None:
                 tol = default_tolerance((list(model.parameters()), expected))
             for way in chosen:
                 buffers.restore()
-                rows.append(_try(way, model, call, expected, tol))
+                with as_written(model):
+                    rows.append(_try(way, model, call, expected, tol))
     finally:
         modes.restore()
         buffers.restore()

@@ -58,15 +58,6 @@ def backend(
     return run
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Raise ValueError unless these are options, and go together."""
-    if unknown := options.keys() - _OPTIONS:
-        raise ValueError(
-            f"the backend 'batchnorm' has no option {', '.join(map(repr, sorted(unknown)))}: "
-            "expected inner or save_memory"
-        )
-
-
 def rewrite(module: fx.GraphModule, *, save_memory: bool, as_it_is: bool = True) -> None:
     """Let the batch norms of a graph run fused.
 

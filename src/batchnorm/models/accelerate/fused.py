@@ -73,10 +73,13 @@ def fused_noted(
     residual: Tensor | None = None,
     activation: tuple[str, float | None] | None = None,
 ) -> Tensor:
-    """Return what `fused` does, and note how the backward pass can make it again."""
-    y = fused(
-        input, running_mean, running_var, weight, bias, training, momentum, eps, residual,
-        activation,
+    """Return what `fused` does, and note how the backward pass can make it again.
+
+    It is ours on every device, for of torch's own batch norm nothing could be made again.
+    """
+    y = batch_norm(
+        input, running_mean, running_var, weight, bias, training, momentum, eps,
+        residual=residual, activation=None if activation is None else Activation(*activation),
     )  # fmt: skip
     return note_batch_norm(y, input, weight, bias, residual)
 

@@ -8,13 +8,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from batchnorm.layers import BatchNorm
 from batchnorm.models.accelerate.chains import Chain, find_chains
-from batchnorm.models.accelerate.operations import arguments_of
+from batchnorm.models.accelerate.operations import arguments_of, parts_of
 from batchnorm.models.batches import Buffers, rng_states, set_rng_states
-from batchnorm.models.capture import ISOLATED, Captured, capture, module_of
+from batchnorm.models.capture import (
+    ISOLATED,
+    Captured,
+    capture,
+    check_captured,
+    module_of,
+    unwrapped,
+)
 from batchnorm.models.report import Report
 from batchnorm.models.walk import Where, batch_norms
 
@@ -56,6 +63,9 @@ def accelerate(
     Returns:
         The module to call.
 
+    Raises:
+        TypeError: `model` is no module.
+
     Example:
         >>> import batchnorm as bn, torch
         >>> from torch import nn
@@ -67,6 +77,9 @@ def accelerate(
     """
     from batchnorm.models.accelerate.backend import backend  # all of the compiler
 
+    model = unwrapped(model)
+    if isinstance(inner, str):
+        torch._dynamo.lookup_backend(inner)  # or else the first call would be refused
     options = {"inner": inner, "save_memory": save_memory}
     options = {name: value for name, value in options.items() if value}
     compiled: Any = torch.compile(
@@ -102,7 +115,7 @@ class FusionReport(Report):
 
 def explain(
     model: nn.Module,
-    example: Sequence[Any],
+    example: Sequence[Any] | Tensor,
     *,
     keywords: Mapping[str, Any] | None = None,
     where: Where = None,
@@ -113,7 +126,7 @@ def explain(
 
     Args:
         model: The model, accelerated or not, in the mode that is asked about.
-        example: The arguments of a call.
+        example: The arguments of a call; a tensor is the only one.
         keywords: Its keywords.
         where: Of which layers; see `freeze`.
 
@@ -122,7 +135,9 @@ def explain(
         what follows does not run with it, or that is not called at all.
 
     Raises:
-        ValueError: `where` names no layer.
+        TypeError: `model` is no module, or `example` neither a tensor nor a sequence.
+        ValueError: `where` names no layer, or the model has no values.
+        RuntimeError: TorchDynamo captures nothing of the model.
 
     Example:
         >>> import batchnorm as bn, torch
@@ -133,7 +148,7 @@ def explain(
           with relu: 1
           left 3: it is returned
     """
-    model = getattr(model, "_orig_mod", model)
+    model = unwrapped(model)
     report, calls = FusionReport(), Counter[str]()
     layers = batch_norms(model, where, alike=True)
     buffers, random = Buffers(model), rng_states()
@@ -142,9 +157,10 @@ def explain(
     finally:
         buffers.restore()
         set_rng_states(random)
+    check_captured(captured, model)
     report.graphs = len(captured)
     for graph in captured:
-        for chain in find_chains(graph.graph):
+        for chain in (c for part in parts_of(graph.module) for c in find_chains(part.graph)):
             layer = _layer_of(chain, graph)
             if where is not None and layer not in layers:
                 continue
@@ -183,4 +199,4 @@ def _uncalled(layer: nn.Module) -> str:
             f"it is a {type(layer).__name__}, which does not call batch_norm: bn.convert(model) "
             "first"
         )
-    return "the example does not reach it, or not in a graph"
+    return "the example does not reach it, or TorchDynamo captures no graph with it"

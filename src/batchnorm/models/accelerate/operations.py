@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from batchnorm.kernels.activations import NAMES
-from batchnorm.models.capture import example_of, is_batch_norm
+from batchnorm.models.capture import example_of, is_batch_norm, written_by_schema
 
 _ADDITIONS = {operator.add, operator.iadd, torch.add}
 _ADDING_METHODS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
@@ -59,6 +59,11 @@ _FUNCTIONS: dict[Any, tuple[str, str | None, float | None]] = {
 _METHODS = {"relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_"}
 
 
+def parts_of(module: fx.GraphModule) -> list[fx.GraphModule]:
+    """Return a graph, and those in it that are under a checkpoint."""
+    return [part for part in module.modules() if isinstance(part, fx.GraphModule)]
+
+
 def storage_of(node: Any) -> int | None:
     """Return what stands for the memory of a node's tensor; views of one have the same."""
     return _memory(example_of(node)) if isinstance(node, fx.Node) else None
@@ -90,10 +95,8 @@ def written_by(node: fx.Node) -> set[int]:
         name = str(node.target)
         if (name.endswith("_") and not name.endswith("__")) or name.startswith("__i"):
             written.append(first)
-    elif isinstance(node.target, torch._ops.OpOverload):
-        for value, argument in zip(node.args, node.target._schema.arguments, strict=False):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                written.append(value)
+    elif (by_schema := written_by_schema(node)) is not None:
+        written += by_schema
     elif node.op == "call_function":
         name = getattr(node.target, "__name__", "")
         module = getattr(node.target, "__module__", "")

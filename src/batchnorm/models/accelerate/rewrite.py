@@ -176,8 +176,7 @@ def _body_of(node: fx.Node, module: fx.GraphModule) -> fx.GraphModule | None:
 
 
 def _is_count(node: fx.Node) -> bool:
-    tensor = example_of(node)
-    return tensor is not None and tensor.ndim == 0 and not tensor.dtype.is_floating_point
+    return node.op == "placeholder" and "num_batches_tracked" in str(node.target)
 
 
 def _moved_by(module: fx.GraphModule) -> set[int]:

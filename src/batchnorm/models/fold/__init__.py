@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 
+from batchnorm.models.capture import arguments
 from batchnorm.models.compare import default_tolerance, largest_error
 from batchnorm.models.fold.forms import form_of
 from batchnorm.models.fold.plan import plan
@@ -33,9 +34,9 @@ def fold(
     """Return a model without the batch norms that others can take in, for inference.
 
     Those after a convolution, transposed or not, or a linear layer, and those before one. What is
-    folded is decided by the graph of the operations, and not by the order of the modules; what the
-    graph does not prove is left as it is, with the reason. Then the new model is run beside the old
-    one, and a layer that makes the error too large is left, too.
+    folded is decided by the graph of the operations that the example runs, and not by the order of
+    the modules; what the graph does not prove is left as it is, with the reason. Then the new model
+    is run beside the old one, and a layer that makes the error too large is left, too.
 
     Args:
         model: A module, a program of `torch.export`, or an ONNX model, in evaluation; it is left as
@@ -53,7 +54,7 @@ def fold(
         The new model, and a report: what was folded into what, what was left and why, the error.
 
     Raises:
-        TypeError: The model is none of these.
+        TypeError: The model is none of these, or `example` is neither a tensor nor a sequence.
         ValueError: The model is in training mode or was exported in it, there is no example, or no
             floating-point output to compare, or `where` names no layer.
 
@@ -67,7 +68,7 @@ def fold(
         >>> folded[1]
         Identity()
     """
-    args = (example,) if isinstance(example, Tensor) else example
+    args = None if example is None else arguments(example)
     form = form_of(model, args, keywords or {}, where, verify)
     done = plan(form.graph, form.tensors, form.names)
     left, error = {**form.left, **done.left}, None

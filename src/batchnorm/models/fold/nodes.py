@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from batchnorm.models.capture import written_by_schema
 from batchnorm.models.fold.graph import Shape, kept, permuted, reshaped
 
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -124,8 +125,8 @@ def casts(node: fx.Node) -> bool:
 def writes(node: fx.Node) -> bool:
     """Return whether a node may write over what it reads."""
     target, name = node.target, called(node)
-    if isinstance(target, torch._ops.OpOverload):
-        return target._schema.is_mutable
+    if (written := written_by_schema(node)) is not None:
+        return any(value is not None for value in written)
     if node.op == "call_module" or isinstance(target, torch._ops.HigherOrderOperator):
         return True  # nobody knows
     arguments = arguments_of(node)

@@ -281,14 +281,17 @@ def _assign(model: ModelProto, norm: Norm, total: Moments | None, report: Progra
     uses = Counter(name for node in parts(model, "NodeProto") for name in node.input)
     uses.update(value.name for value in model.graph.output)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    outputs = (name for node in parts(model, "NodeProto") for name in node.output)
+    taken = {*tensors, *uses, *outputs}
     for at, word, values in ((_MEAN, "mean", found[0]), (_VAR, "var", found[1])):
         name = norm.node.input[at]
         if name in tensors and uses[name] == 1:
             tensors[name].CopyFrom(onnx.numpy_helper.from_array(values, name))
         else:  # what other nodes have, too, as equal tensors are kept once
             name = f"{norm.name}.running_{word}"
-            while name in tensors:
+            while name in taken:
                 name += "_"
+            taken.add(name)
             model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
             norm.node.input[at] = name
     report.moved[norm.name] = Moved.between(int(total.count), before, exact)
