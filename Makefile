@@ -6,10 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help study test large check sanitize bench browser docs readme format clean
+.PHONY: help study test large check sanitize bench bench-models browser docs readme format clean
 
 help: ## show the verbs
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 # The environment is made anew only when what it is made from has changed.
 $(READY): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/batchnorm/native/*)
@@ -48,6 +48,9 @@ $(VENV)/.bench: $(READY)
 
 bench: $(VENV)/.bench ## time the layer beside torch.nn, torch.compile and JAX, and write the table of README.md
 	$(BIN)/python -m benchmarks.batch_norm
+
+bench-models: $(VENV)/.bench ## run whole models as they are and with each tool, and write the table of README.md
+	$(BIN)/python -m benchmarks.whole
 
 # The tests open the report's pages in a browser, if there is one.
 browser: ## install Chromium, on Debian and Ubuntu, as root

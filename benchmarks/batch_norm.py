@@ -6,7 +6,6 @@ summary into README.md. `batchnorm bench` measures the same, or a part of it, el
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from rich.console import Console
 
 from batchnorm.bench.cases import Wanted
 from batchnorm.bench.conduct import conduct
+from batchnorm.bench.save import put
 from batchnorm.bench.tables import markdown
 
 ROOT = Path(__file__).parent.parent
@@ -28,11 +28,7 @@ def main(wanted: Wanted, root: Path = ROOT) -> None:
         root: The folder of README.md and benchmarks/.
     """
     rows = conduct(wanted, root / "benchmarks" / "results", console=Console())
-    readme = root / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
-    table = f"{BEGIN}\n\n{markdown(rows)}\n\n{END}"
-    readme.write_text(pattern.sub(lambda _: table, text), encoding="utf-8")
+    put(root / "README.md", BEGIN, markdown(rows), END)
 
 
 if __name__ == "__main__":
