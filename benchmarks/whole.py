@@ -381,11 +381,12 @@ def main() -> None:
     names = given.models.split(",")
     if unknown := set(names) - NETWORKS.keys():
         parser.error(f"--models has {', '.join(unknown)}: expected some of {', '.join(NETWORKS)}")
-    whole = given.out is None and not given.quick and names == list(NETWORKS)
+    whole = given.out is None and not given.quick
     out = given.out or ROOT / ("benchmarks/results" if whole else "bench")
     rows = conduct(names, given.quick, out, Console())
     if whole:
-        put(ROOT / "README.md", BEGIN, markdown(rows), END)
+        picture = "![Times the speed of the models as they are](benchmarks/results/models.png)"
+        put(ROOT / "README.md", BEGIN, f"{markdown(rows)}\n\n{picture}", END)
         put(ROOT / "docs" / "bench.md", FIGURES[0], figures(rows), FIGURES[1])
 
 

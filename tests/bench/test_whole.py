@@ -19,7 +19,8 @@ def row(way, mode, **changes):
         q25_ms=900.0, median_ms=1000.0, q75_ms=1100.0, ratio=1.0, ratio_q25=0.9, ratio_q75=1.1,
         kept_mb=None, kept=None, peak_mb=None, peak=None, exact=0.0, apart=None, rounds=20,
     )  # fmt: skip
-    return replace(base, **changes)
+    ratio = changes.get("ratio", 1.0)
+    return replace(base, **{"ratio_q25": ratio, "ratio_q75": ratio, **changes})
 
 
 ROWS = [
