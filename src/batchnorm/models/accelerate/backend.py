@@ -44,7 +44,8 @@ def backend(
             f"the backend 'batchnorm' has no option {', '.join(map(repr, sorted(unknown)))}: "
             "expected inner or save_memory"
         )
-    inner, save_memory = options.get("inner"), bool(options.get("save_memory"))
+    inner = options.get("inner")
+    save_memory = bool(options.get("save_memory")) and not _forbids_hooks(module)
     rewrite(module, save_memory=save_memory, as_it_is=inner is None)
     if inner is not None:
         return _compiled(module, inputs, inner, mode)
@@ -56,6 +57,12 @@ def backend(
             return module.forward(*inputs)
 
     return run
+
+
+def _forbids_hooks(module: fx.GraphModule) -> bool:
+    """Return whether a graph has a transform of `torch.func`, in which nothing can be kept so."""
+    names = (getattr(node.target, "__name__", "") for node in module.graph.nodes)
+    return "_saved_tensors_hooks_disable" in names
 
 
 def rewrite(module: fx.GraphModule, *, save_memory: bool, as_it_is: bool = True) -> None:
