@@ -48,6 +48,26 @@ def test_memory_is_given_back():
         gc.enable()
 
 
+def test_what_is_made_is_given_back_in_the_backward_pass():
+    """It goes as soon as nothing waits for it, and not with the whole graph at the end."""
+    (x, r), model, made = doubles(), network(blocks), []
+
+    def count(_):
+        recipes = [v for v in gc.get_objects() if type(v) is Recipe]
+        made.append((len(recipes), sum(v._made is not None for v in recipes)))
+
+    y = bn.accelerate(model, save_memory=True)(x.requires_grad_(), r)
+    gc.collect()
+    gc.disable()
+    try:
+        y.register_hook(count)
+        x.register_hook(count)  # called last
+        y.backward(torch.ones_like(y))
+    finally:
+        gc.enable()
+    assert made == [(6, 0), (0, 0)]
+
+
 def test_nothing_of_the_network_is_kept_by_a_cycle():
     """What exp keeps is its own output, which would hold the graph that holds it."""
 

@@ -26,10 +26,12 @@ def fused(
     eps: float,
     residual: Tensor | None = None,
     activation: tuple[str, float | None] | None = None,
+    noted: bool = False,
 ) -> Tensor:
     """Return activation(batch_norm(input) + residual), as the nodes of the graph did, in one call.
 
-    Where there are no kernels for the input, those of torch are called one after the other.
+    Where there are no kernels for the input, those of torch are called one after the other, but not
+    where the backward pass is to make the result again, which it could not do of theirs.
 
     Args:
         input: As of `torch.nn.functional.batch_norm`, with the next seven.
@@ -42,13 +44,15 @@ def fused(
         eps: See there.
         residual: Added before the activation, or None.
         activation: Its name and its parameter, or None.
+        noted: Whether it is noted how the backward pass can make the result again.
     """
     function = None if activation is None else Activation(*activation)
-    if native.takes(input):
-        return batch_norm(
+    if noted or native.takes(input):
+        y = batch_norm(
             input, running_mean, running_var, weight, bias, training, momentum, eps,
             residual=residual, activation=function,
         )  # fmt: skip
+        return note_batch_norm(y, input, weight, bias, residual) if noted else y
     if training and in_backward():  # a checkpoint is recomputed: they have moved already
         running_mean, running_var = _copy(running_mean), _copy(running_var)
     y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
@@ -59,29 +63,6 @@ def fused(
 
 def _copy(values: Tensor | None) -> Tensor | None:
     return None if values is None else values.clone()
-
-
-def fused_noted(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    residual: Tensor | None = None,
-    activation: tuple[str, float | None] | None = None,
-) -> Tensor:
-    """Return what `fused` does, and note how the backward pass can make it again.
-
-    It is ours on every device, for of torch's own batch norm nothing could be made again.
-    """
-    y = batch_norm(
-        input, running_mean, running_var, weight, bias, training, momentum, eps,
-        residual=residual, activation=None if activation is None else Activation(*activation),
-    )  # fmt: skip
-    return note_batch_norm(y, input, weight, bias, residual)
 
 
 def operator_noted(*arguments: Any) -> tuple[Tensor, ...]:

@@ -123,7 +123,11 @@ class Waiting:
 
 
 class Recipes:
-    """The recipes of one forward pass, by the memory of what they make."""
+    """The recipes of one forward pass, by the memory of what they make.
+
+    Afterwards they are forgotten here, for autograd keeps its hooks, and so this, until the end of
+    the backward pass, and a recipe what it has made.
+    """
 
     def __init__(self) -> None:
         self._recipes: dict[int, Recipe] = {}
@@ -149,6 +153,10 @@ class Recipes:
         """Note how a tensor is made, and of which others."""
         recipe = Recipe(y, make, tuple(self.source(tensor) for tensor in tensors))
         self._recipes[y.untyped_storage()._cdata] = recipe
+
+    def forget(self) -> None:
+        """Leave the recipes to what waits for them."""
+        self._recipes.clear()
 
     def pack(self, tensor: Tensor) -> Kept | Waiting:
         """Return what autograd is to keep of a tensor."""
@@ -204,6 +212,7 @@ def saving_memory(pack: Callable[[Recipes, Tensor], Any] = Recipes.pack) -> Iter
             yield
     finally:
         _recipes.reset(token)
+        recipes.forget()
 
 
 def note_batch_norm(

@@ -14,7 +14,6 @@ from batchnorm.models.accelerate.fused import (
     add_once,
     checkpointed,
     fused,
-    fused_noted,
     operator_noted,
 )
 from batchnorm.models.accelerate.operations import (
@@ -52,9 +51,7 @@ def fuse(graph: fx.Graph, chains: list[Chain], *, noted: bool = False) -> None:
             given = [arguments[name] for name in ARGUMENTS]
             # a chain whose end is the anchor may stand before this batch norm
             with graph.inserting_after(max(chain.norm, stands_for.get(anchor, anchor))):
-                node = graph.call_function(
-                    fused_noted if noted else fused, (*given, residual, chain.activation)
-                )
+                node = graph.call_function(fused, (*given, residual, chain.activation, noted))
             node.meta = dict(chain.norm.meta)
             gone = [chain.norm, *gone]
         node.meta["chain"] = chain
