@@ -54,6 +54,7 @@ class Network:
         import transformers
 
         config = getattr(transformers, f"{self.family}Config")(**self.settings)
+        config.problem_type = "single_label_classification"  # or else the first loss sets it
         with torch.random.fork_rng():
             torch.manual_seed(0)
             made = getattr(transformers, f"{self.family}ForImageClassification")(config)

@@ -16,7 +16,11 @@ _COPIED = 2**26  # float32 values: 256 MB
 
 
 def alternate(
-    calls: Mapping[str, Callable[[], object]], seconds: float, least: int = LEAST_ROUNDS
+    calls: Mapping[str, Callable[[], object]],
+    seconds: float,
+    least: int = LEAST_ROUNDS,
+    *,
+    settled: bool = False,
 ) -> dict[str, list[float]]:
     """Return the times of every call in seconds, a round after the other.
 
@@ -27,6 +31,8 @@ def alternate(
         calls: What is timed.
         seconds: When to stop.
         least: How many rounds there are at least.
+        settled: Whether each is called once, untimed, before it is timed: what then is timed
+            follows on one of its own kind, as the steps of a training do.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls.items())
@@ -34,6 +40,8 @@ def alternate(
     with _no_garbage():
         while time.perf_counter() < end or len(times[order[0][0]]) < least:
             for name, call in order:
+                if settled:
+                    call()
                 start = time.perf_counter()
                 call()
                 times[name].append(time.perf_counter() - start)

@@ -19,7 +19,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t huge_page = std::size_t{2} << 20;
-constexpr std::chrono::milliseconds patience{3000};
+constexpr std::chrono::milliseconds patience{10000};
 
 struct Block {
     void* data;

@@ -6,7 +6,7 @@
 
 namespace batchnorm {
 
-// Blocks that tensors gave back wait here for the next ones of about their size: a few seconds, for
+// Blocks that tensors gave back wait here for the next ones of about their size: ten seconds, for
 // then they go back to the system; and there is never more of them than the limit.
 void* take_block(std::size_t bytes);
 void give_block(void* block);

@@ -36,7 +36,8 @@ def fold(
     Those after a convolution, transposed or not, or a linear layer, and those before one. What is
     folded is decided by the graph of the operations that the example runs, and not by the order of
     the modules; what the graph does not prove is left as it is, with the reason. Then the new model
-    is run beside the old one, and a layer that makes the error too large is left, too.
+    is run beside the old one, and a layer that makes the error too large is left, too. An
+    activation of a module that alone reads what was folded writes over it.
 
     Args:
         model: A module, a program of `torch.export`, or an ONNX model, in evaluation; it is left as

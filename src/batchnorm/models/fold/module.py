@@ -16,6 +16,7 @@ from batchnorm.models.fold import nodes
 from batchnorm.models.fold.copies import cloned, copy_of, observed, revert_copy, seeded, set_values
 from batchnorm.models.fold.fx import BY_THE_BATCH, Reader
 from batchnorm.models.fold.graph import Map, Norm
+from batchnorm.models.fold.inplace import ACTIVATIONS, overwriting
 from batchnorm.models.fold.plan import Plan
 from batchnorm.models.fold.remains import replace, what_remains
 from batchnorm.models.walk import Where, batch_norms
@@ -72,7 +73,8 @@ class ModuleForm:
             **dict(work.named_buffers(remove_duplicate=False)),
         }
         self.names = list(batch_norms(work, where, alike=True))
-        layers = {n: m for n, m in self._modules.items() if isinstance(m, (*_LINEAR, _BatchNorm))}
+        noted = (*_LINEAR, _BatchNorm, *ACTIVATIONS)
+        layers = {n: m for n, m in self._modules.items() if isinstance(m, noted)}
         with observed(layers) as self._calls:
             self.expected = self.run(work)
         reader = Reader(self.tensors)
@@ -114,6 +116,8 @@ class ModuleForm:
                 modules[owner].bias = nn.Parameter(bias, requires_grad=weight.requires_grad)
         for name in plan.folded:
             replace(modules[name], what_remains(modules[name], max(self._calls[name]) > 1))
+        for name in overwriting(self.graph, plan, modules, self._calls):
+            modules[name].inplace = True
         revert_copy(model, self._model)
         return model
 
