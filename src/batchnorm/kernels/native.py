@@ -48,6 +48,8 @@ def _pool_bytes() -> int:
     return int(given) << 20
 
 
+if _native is not None and getattr(_native, "activations", 0) != len(_ACTIVATIONS):
+    _native, _REASON = None, "it was compiled from other sources: install the package again"
 if _native is not None and not _native.find_exchange(Tensor, torch.nn.Parameter):
     _native, _REASON = None, f"torch {torch.__version__} does not offer its tensors by DLPack 1.3"
 if _native is not None:

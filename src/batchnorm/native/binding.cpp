@@ -14,6 +14,7 @@ namespace batchnorm {
 NB_MODULE(_native, module) {
     using namespace nb::literals;
     nb::set_leak_warnings(false);  // plans are kept in a cache of Python's until the very end
+    module.attr("activations") = activations;
     nb::class_<Plan>(module, "Plan")
         .def(nb::init<bool, int, Integer, Integer, Integer, Integer, Integer, int, double, double, double,
                       const std::vector<Integer>&, const std::vector<Integer>&, Integer, Integer>())

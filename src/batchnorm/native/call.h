@@ -9,6 +9,7 @@ namespace batchnorm {
 
 enum class Type : int { float64, float32, bfloat16, float16 };
 enum class Activation : int { none, relu, leaky_relu, elu, silu, gelu, sigmoid, tanh, relu6, hardswish };
+constexpr int activations = static_cast<int>(Activation::hardswish) + 1;
 
 // A batch as the kernels see it: N outer positions, C channels, S inner positions.
 //   planar        runs of S contiguous values of one channel:  data[n * outer + c * inner + s]
