@@ -1,5 +1,6 @@
 """What is particular to the kernels in C++: layouts, threads, instruction sets, memory."""
 
+import os
 import subprocess
 import sys
 import time
