@@ -19,12 +19,15 @@ from batchnorm.environment import describe
 from benchmarks.models.measure import ROOT, Row, measured, own_peak, peak_of
 from benchmarks.models.networks import NETWORKS, Network, pose
 from benchmarks.models.tables import figures, markdown, png
-from benchmarks.models.ways import MODES, TRAINING, WAYS
+from benchmarks.models.ways import ACCELERATED, COMPILED, MODES, SAVING, STOCK, TRAINING
 
 BEGIN, END = "<!-- models table: written by `make bench-models` -->", "<!-- end of models table -->"
 FIGURES = "<!-- figures: written by `make bench-models` -->", "<!-- end of figures -->"
+#: Of the first network both are measured.
+LAYOUTS = ("NHWC", "NCHW")
 #: Two steps each, of which one is timed.
 ROUNDS = 10
+PEAKS = (STOCK, ACCELERATED, SAVING, COMPILED)
 
 
 def conduct(
@@ -44,7 +47,7 @@ def conduct(
     tasks = [
         (NETWORKS[name].quick() if quick else NETWORKS[name], name, layout)
         for name in names
-        for layout in (("NHWC", "NCHW") if name == names[0] else ("NHWC",))
+        for layout in (LAYOUTS if name == names[0] else LAYOUTS[:1])
     ]
     rows: list[Row] = []
     with shown_on(console) as progress:
@@ -67,9 +70,8 @@ def _of(
     advance: Callable[[], None],
 ) -> Iterator[Row]:
     high: dict[str, float] = {}
-    if peaks:
-        ways = [way.name for way in WAYS if TRAINING in way.modes]
-        high = {way: peak_of(name, layout, way, quick) for way in ways}
+    if peaks and layout == LAYOUTS[0]:
+        high = {way.name: peak_of(name, layout, way.name, quick) for way in PEAKS}
     posed = pose(network, layout)
     for mode in MODES:
         yield from measured(posed, mode, 3 if quick else ROUNDS, high if mode == TRAINING else {})

@@ -30,12 +30,15 @@ class Way(NamedTuple):
         make: Returns the module to call, of a copy of the model, which it may change, and images.
         modes: Those of `MODES` that it is there for.
         reordered: Whether it gets the images in another order.
+        is_ours: Whether it is held to the model as it is in float64, too; another compiler would
+            take minutes more for that.
     """
 
     name: str
     make: Make
     modes: tuple[str, ...] = MODES
     reordered: bool = False
+    is_ours: bool = True
 
 
 def _as_it_is(model: nn.Module, _: Tensor) -> nn.Module:
@@ -72,7 +75,7 @@ CONVERTED = Way("convert", _converted)
 ACCELERATED = Way("accelerate", _accelerated)
 SAVING = Way("accelerate, save_memory", _saving, (TRAINING,))
 FOLDED = Way("fold", _folded, (INFERENCE,))
-COMPILED = Way("torch.compile", _compiled)
+COMPILED = Way("torch.compile", _compiled, is_ours=False)
 WAYS = (STOCK, REORDERED, CONVERTED, ACCELERATED, SAVING, FOLDED, COMPILED)
 BY_NAME = {way.name: way for way in WAYS}
 

@@ -277,9 +277,13 @@ def test_training_is_refused_and_so_is_a_wrong_example():
     model = graph(nodes, arrays, {"x": (2, 3, 6, 6)})
     with pytest.raises(ValueError, match="brings no example inputs: pass the values"):
         bn.fold(model)
-    with pytest.raises(ValueError, match="example has 2 values: expected one for each input"):
+    with pytest.raises(ValueError, match="example has 2 values, and keywords has none: expected"):
         bn.fold(model, [1, 2])
-    assert bn.fold(model, torch.randn(2, 3, 6, 6))[1].folded == {"y": ["w"]}
+    x = torch.randn(2, 3, 6, 6)
+    with pytest.raises(ValueError, match=r"keywords has .y.: expected one for .* .x."):
+        bn.fold(model, keywords={"y": x})
+    for example, keywords in ((x, {}), (None, {"x": x})):
+        assert bn.fold(model, example, keywords=keywords)[1].folded == {"y": ["w"]}
 
 
 def test_a_model_of_several_exported_as_it_is():

@@ -44,7 +44,7 @@ def fold(
             it is. Of a compiled module, the one that was compiled is folded.
         example: The arguments of a call; a tensor is the only one. Of a program it may be left out
             if it has its own, of an ONNX model if nothing is verified.
-        keywords: The keywords of that call.
+        keywords: The keywords of that call; of an ONNX model, inputs by name.
         verify: Whether the new model is run, and compared with the old one.
         tol: How large the error may be, relative to the largest value of each output; if left out,
             1e-10 in float64, 1e-4 in float32, 1e-2 in float16, 5e-2 in bfloat16, whichever is the

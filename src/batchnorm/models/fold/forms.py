@@ -81,7 +81,7 @@ def form_of(
         if isinstance(model, ModelProto):
             from batchnorm.models.fold.onnx_form import OnnxForm
 
-            return OnnxForm(model, example, where, is_verified)
+            return OnnxForm(model, example, keywords, where, is_verified)
     raise TypeError(
         f"model is a {type(model).__module__}.{type(model).__name__}: expected a torch.nn.Module, "
         "a program of torch.export, or an onnx.ModelProto (load a file by torch.export.load or "

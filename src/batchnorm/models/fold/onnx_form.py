@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from batchnorm.models.fold.onnx_editor import OnnxEditor
 from batchnorm.models.fold.onnx_nodes import inner_nodes, norm_name
 from batchnorm.models.fold.onnx_reader import OnnxReader
 from batchnorm.models.fold.plan import Plan
+from batchnorm.models.onnx_session import session_of
 from batchnorm.models.walk import Where
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class OnnxForm:
     Args:
         model: The model; it is left as it is.
         example: The values of its inputs, tensors or arrays, in their order.
+        keywords: Those of the others, by name.
         where: Which layers may be folded.
         is_verified: Whether what is folded is run.
 
@@ -39,9 +41,14 @@ class OnnxForm:
     """
 
     def __init__(
-        self, model: ModelProto, example: Sequence[Any] | None, where: Where, is_verified: bool
+        self,
+        model: ModelProto,
+        example: Sequence[Any] | None,
+        keywords: Mapping[str, Any],
+        where: Where,
+        is_verified: bool,
     ) -> None:
-        self._model, self._example = model, example
+        self._model, self._example, self._keywords = model, example, dict(keywords)
         reader = OnnxReader(model)
         if reader.trained:
             raise ValueError(
@@ -62,32 +69,25 @@ class OnnxForm:
 
     def run(self, model: ModelProto) -> list[Tensor]:
         """Return what a model returns for the example, by ONNX Runtime."""
-        import onnxruntime
-
-        if self._example is None:
+        if self._example is None and not self._keywords:
             raise ValueError(
                 "an ONNX model brings no example inputs: pass the values of its inputs, or "
                 "verify=False"
             )
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors are raised
-        # it would fold some batch norms itself, and the model before is to be run as it is
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session, example = session_of(model), self._example or ()
         names = [value.name for value in session.get_inputs()]
-        if len(names) != len(self._example):
+        given = dict(zip(names, example, strict=False)) | self._keywords
+        if given.keys() != set(names) or len(given) != len(example) + len(self._keywords):
             raise ValueError(
-                f"example has {len(self._example)} values: expected one for each input of the "
-                f"model, {', '.join(map(repr, names))}"
+                f"example has {len(example)} values, and keywords has "
+                f"{', '.join(map(repr, self._keywords)) or 'none'}: expected one for each input of "
+                f"the model, {', '.join(map(repr, names))}"
             )
-        values = (
-            v.detach().cpu().numpy() if isinstance(v, Tensor) else np.asarray(v)
-            for v in self._example
-        )
-        found = session.run(None, dict(zip(names, values, strict=True)))
-        return [torch.from_numpy(np.array(values)) for values in found]
+        feeds = {
+            name: v.detach().cpu().numpy() if isinstance(v, Tensor) else np.asarray(v)
+            for name, v in given.items()
+        }
+        return [torch.from_numpy(np.array(values)) for values in session.run(None, feeds)]
 
     def apply(self, plan: Plan) -> ModelProto:
         """Return another model with the batch norms of a plan folded."""

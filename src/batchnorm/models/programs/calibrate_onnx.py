@@ -17,7 +17,7 @@ from batchnorm.models.files import FileError
 from batchnorm.models.programs.inputs import inputs_of_onnx
 from batchnorm.models.programs.moved import Moved, ProgramReport, Statistics
 from batchnorm.models.programs.protobuf import parts
-from batchnorm.models.programs.running import session_of
+from batchnorm.models.programs.running import checked_session_of
 from batchnorm.moments import Moments
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def calibrate_onnx(
             report.left[norm.name] = "its statistics are computed in the graph"
     wanted = [norm for norm in found if norm.name not in report.left]
     observed, outputs = _observing(model, wanted)
-    session = session_of(observed)
+    session = checked_session_of(observed)
     names = [tensor.name for tensor in inputs_of_onnx(model).tensors]
     totals: list[Moments | None] = [None] * len(wanted)
     with progress_bar("calibrating", batches, max_batches, 1, True) as advance:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.models.files import FileError, Model
+from batchnorm.models.onnx_session import session_of
 from batchnorm.models.programs.inputs import Inputs, inputs_of_onnx, inputs_of_program
 
 if TYPE_CHECKING:
@@ -39,25 +40,17 @@ def outputs_of(model: Model, values: Sequence[Tensor]) -> Any:
             return model.module()(*args, **keywords)
     names = [tensor.name for tensor in inputs.tensors]
     feeds = {name: value.numpy() for name, value in zip(names, values, strict=True)}
-    return [torch.as_tensor(found) for found in session_of(model).run(None, feeds)]
+    return [torch.as_tensor(found) for found in checked_session_of(model).run(None, feeds)]
 
 
-def session_of(model: ModelProto) -> Any:
-    """Return a session of ONNX Runtime on the CPU, which runs a model as it is.
+def checked_session_of(model: ModelProto) -> Any:
+    """Return a session of ONNX Runtime.
 
     Raises:
         FileError: It cannot run the model.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors are raised
-    # else it would fold some batch norms itself
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        return session_of(model)
     except Exception as error:  # of classes of its own
         reason = str(error).strip().splitlines()[0]
         raise FileError(f"ONNX Runtime cannot run the model, '{reason}'") from error
