@@ -43,7 +43,7 @@ def conduct(
         peaks: Whether peak memory is measured, each in a process of its own.
     """
     check_folder(out)
-    load = say_if_busy(console)
+    made_on = {**describe(), "load": round(say_if_busy(console), 2), "quick": quick}
     tasks = [
         (NETWORKS[name].quick() if quick else NETWORKS[name], name, layout)
         for name in names
@@ -55,8 +55,7 @@ def conduct(
         for network, name, layout in tasks:
             progress.update(bar, description=f"{network.title}, {layout}", refresh=True)
             rows += _of(network, name, layout, quick, peaks, lambda: progress.advance(bar))
-    made_on = {**describe(), "load": round(load, 2), "quick": quick}
-    save(out, rows, made_on, png(rows), "models")
+            save(out, rows, made_on, png(rows), "models")  # what is measured stays, if it is killed
     console.print(markdown(rows), markup=False, highlight=False, soft_wrap=True)
     return rows
 

@@ -59,7 +59,7 @@ def _saving(model: nn.Module, _: Tensor) -> nn.Module:
 
 
 def _folded(model: nn.Module, images: Tensor) -> nn.Module:
-    return bn.fold(model, images)[0]
+    return bn.fold(model, images, inplace=True)[0]
 
 
 def _compiled(model: nn.Module, _: Tensor) -> nn.Module:

@@ -399,6 +399,16 @@ class TestUntrustedOnnx:
         with pytest.raises(FileError, match=r"apart.onnx: it keeps weights in .*beside it"):
             files.read(path)
 
+    def test_in_one_place_each(self, graph):
+        """Others read the last that is named, and not the first."""
+        path = graph.parent / "apart.onnx"
+        save_apart(graph, path, "w.bin")
+        model = onnx.load(path, load_external_data=False)
+        model.graph.initializer[0].external_data.add(key="location", value="../elsewhere")
+        path.write_bytes(model.SerializeToString())
+        with pytest.raises(FileError, match=r"apart.onnx: it keeps .* in 2 files: expected one"):
+            files.read(path)
+
     def test_not_behind_a_link(self, graph):
         path = graph.parent / "folder" / "apart.onnx"
         path.parent.mkdir()

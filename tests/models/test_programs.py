@@ -188,6 +188,10 @@ class TestCalibratingPrograms:
                 assert ours.dtype == theirs.dtype
                 assert_close(ours, theirs, theirs.dtype, "sum")
             assert made.state_dict[f"{name}.num_batches_tracked"] == layer.num_batches_tracked
+        file = io.BytesIO()
+        torch.export.save(made, file)  # as the program that it was, with other statistics
+        file.seek(0)
+        assert_close(torch.export.load(file).module()(x), module(x), x.dtype, "sum")
 
     def test_exported_in_training(self):
         made = batch_may_vary(net().train())

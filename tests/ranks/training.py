@@ -107,6 +107,34 @@ def data_parallel_training(rank, size):
         assert_named("in evaluation", ours(x), whole(x), F64, times=10)
 
 
+@check(2, needs=(COMPILER,), limit=90.0)
+def accelerated_data_parallel_training(rank, size):
+    for save_memory in (False, True):
+        torch.manual_seed(5)
+        stock = nn.Sequential(
+            nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1),
+            nn.BatchNorm2d(4), nn.SiLU(), nn.Flatten(), nn.LazyLinear(3),
+        ).double()  # fmt: skip
+        stock(random(EACH, 2, 5, 5))
+        fast = copy.deepcopy(stock)
+        around = bn.accelerate(DistributedDataParallel(fast), save_memory=save_memory)
+        pairs = [(DistributedDataParallel(stock), descend(stock)), (around, descend(fast))]
+        synchronized, whole = networks()
+        around = bn.accelerate(DistributedDataParallel(synchronized), save_memory=save_memory)
+        single = [(around, descend(synchronized)), (whole, descend(whole))]
+        for batch in micro_batches(size, 3):
+            own = [own_part(v, rank, size) for v in batch]
+            for network, optimizer in (*pairs, *single):
+                optimizer.zero_grad()
+                loss_of(network, *(batch if network is whole else own)).backward()
+                optimizer.step()
+            for (name, ours), theirs in zip(
+                fast.state_dict().items(), stock.state_dict().values(), strict=True
+            ):
+                assert_named(name, ours, theirs, F64, times=10)
+            assert_same_network(synchronized, whole)
+
+
 @check(2, needs=(COMPILER,))
 def data_parallel_training_that_accumulates(rank, size):
     """Each micro-batch is normalized on its own, over all processes."""
@@ -187,6 +215,8 @@ def statistics_stay_float32_where_parameters_are_cast(rank, size):
 
 @check(2, needs=(COMPILER,))
 def compiled_as_one_graph(rank, size):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     shares = (3, 6)
     layer = layer_of(3, activation="relu")
     other, eager = copy.deepcopy(layer), copy.deepcopy(layer)

@@ -34,7 +34,8 @@ def largest_error(expected: Any, actual: Any) -> float:
         The largest relative error, 0 or more.
 
     Raises:
-        ValueError: The outputs have not the same structure or shapes, or no floating-point number.
+        ValueError: The outputs have not the same structure or shapes, or no floating-point number
+            that is finite.
 
     Example:
         >>> import torch
@@ -60,10 +61,12 @@ def largest_error(expected: Any, actual: Any) -> float:
                 f"{at} is not alike: expected shape {tuple(right.shape)}, got {tuple(wrong.shape)}"
             )
         if right.is_floating_point() or right.is_complex():
-            compared = True
+            compared |= right.numel() == 0 or bool(right.isfinite().any())
             largest = max(largest, _error(right, wrong))
-    if not compared:
-        raise ValueError("the outputs have no floating-point number that could be compared")
+    if not compared and largest == 0:
+        raise ValueError(
+            "the outputs have no floating-point number that could be compared, or none is finite"
+        )
     return largest
 
 

@@ -38,18 +38,21 @@ class NotVerified(ArithmeticError):
     """What was made differs from what it should be by more than is allowed; nothing is written."""
 
 
-def read(path: Path) -> Model:
+def read(path: Path, *, named: Path | None = None) -> Model:
     """Read a model.
 
     Args:
         path: A file that `torch.export.save` wrote, or an ONNX file.
+        named: What errors call it, if not that.
 
     Raises:
         FileError: It is not there, of another kind, damaged, or has something in it that could run
             code, or that reaches for files elsewhere.
     """
     suffix = kind(path)
-    with naming(path, "it cannot be read; export it again with this version of torch or onnx"):
+    with naming(
+        named or path, "it cannot be read; export it again with this version of torch or onnx"
+    ):
         if suffix == PROGRAM:
             from batchnorm.models.programs.archive import load
 
@@ -90,13 +93,17 @@ def write(
 
                 save_onnx(model, partial)
             if check is not None:
-                check(read(partial))
+                check(read(partial, named=path))
+    except (FileError, NotVerified, ModuleNotFoundError):
+        raise
     except OSError as error:
         raise FileError(
             f"{error.strerror or error}; name a file in a folder that can be written to, and in "
             "which there is room",
             path,
         ) from error
+    except Exception as error:  # of torch or onnx, about what the model has
+        raise FileError(f"{_first_line(error)}: it cannot be saved as it is", path) from error
 
 
 def kind(path: Path) -> str:
@@ -170,5 +177,10 @@ def naming(path: Path, otherwise: str) -> Iterator[None]:
     except OSError as error:
         raise FileError(f"{error.strerror or error}; name a file that is there", path) from error
     except Exception as error:  # a parser that is fed damaged bytes may raise anything
-        reason = (str(error).strip() or "no message").splitlines()[0][:200]
-        raise FileError(f"{type(error).__name__}, '{reason}': {otherwise}", path) from error
+        raise FileError(f"{_first_line(error)}: {otherwise}", path) from error
+
+
+def _first_line(error: Exception) -> str:
+    """Return what an error says, as a part of one line."""
+    reason = (str(error).strip() or "no message").splitlines()[0][:200]
+    return f"{type(error).__name__}, '{reason}'"

@@ -70,6 +70,9 @@ def kept_bytes(outputs: Any, *, exclude: Iterable[Tensor] = ()) -> int:
     return sum(sizes.values())
 
 
+_UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1))
+
+
 @dataclass(repr=False)
 class MemoryReport:
     """What is kept for the backward pass of one call of a model.
@@ -95,7 +98,7 @@ class MemoryReport:
         shown, rest = rows[:_SHOWN], rows[_SHOWN:]
         if len(rest) == 1:
             shown, rest = rows, []
-        lines = [f"{'kept for the backward pass, MB':<44}" + _header()]
+        lines = [f"{'kept for the backward pass':<44}" + _header()]
         lines += [_line(name or "itself", kept) for name, kept in shown]
         if rest:
             others = Counter[str]()
@@ -227,4 +230,12 @@ def _header() -> str:
 
 def _line(name: str, kept: Mapping[str, int]) -> str:
     name = name if len(name) <= 43 else f"...{name[-40:]}"
-    return f"{name:<44}" + "".join(f"{kept[way] / 1e6:>12.2f}" for way in WAYS)
+    return f"{name:<44}" + "".join(f"{_size(kept[way]):>12}" for way in WAYS)
+
+
+def _size(count: int) -> str:
+    """Return a number of bytes as people read it: 12.3 MB."""
+    if count == 0:
+        return "0"
+    unit, factor = next(u for u in _UNITS if count >= u[1])
+    return f"{count / factor:.4g} {unit}"

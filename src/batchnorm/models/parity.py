@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from batchnorm.models.batches import Buffers, Modes
 from batchnorm.models.capture import VERSIONS, arguments, as_written, is_batch_norm, unwrapped
 from batchnorm.models.compare import default_tolerance, largest_error
+from batchnorm.models.fold.copies import cloned, seeded
 
 #: The ways that a model can run in, beside eager evaluation.
 WAYS = ("compiled", "exported", "onnx")
@@ -105,7 +106,8 @@ def check_parity(
     The ways are: `"compiled"` by `torch.compile`, with inductor if there is a C++ compiler;
     `"exported"` by `torch.export`, saved, and loaded; `"onnx"`, exported by `torch.onnx` and run
     in ONNX Runtime. One that fails is reported with its error, and one whose packages are missing
-    as not tried. The model is left as it was, in its mode and with its buffers.
+    as not tried. The model is left as it was, in its mode and with its buffers. What it draws is
+    the same each time, and leaves the state of random numbers.
 
     Args:
         model: The model.
@@ -137,19 +139,19 @@ def check_parity(
         got = ", ".join(map(repr, unknown)) if chosen else "empty"
         raise ValueError(f"ways has {got}: expected some of {', '.join(map(repr, WAYS))}")
     model, call = unwrapped(model), (arguments(example), dict(keywords or {}))
-    modes, buffers = Modes(model), Buffers(model)
+    modes, buffers, tensors = Modes(model), Buffers(model), list(model.parameters())
     rows = []
     try:
         with torch.no_grad():
             model.eval()
-            with as_written(model):
-                expected = _copied(_run(model, call))
+            with as_written(model), seeded(tensors):
+                expected = cloned(_run(model, call))
             largest_error(expected, expected)  # or else there is nothing to compare
             if tol is None:
-                tol = default_tolerance((list(model.parameters()), expected))
+                tol = default_tolerance((tensors, expected))
             for way in chosen:
                 buffers.restore()
-                with as_written(model):
+                with as_written(model), seeded(tensors):
                     rows.append(_try(way, model, call, expected, tol))
     finally:
         modes.restore()
@@ -161,13 +163,8 @@ def check_parity(
 _Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def _copied(values: Any) -> Any:
-    """Return outputs or arguments, with new tensors in them."""
-    return pytree.tree_map_only(Tensor, torch.clone, values)
-
-
 def _run(function: Any, call: _Call) -> Any:
-    args, keywords = _copied(call)
+    args, keywords = cloned(call)
     return function(*args, **keywords)
 
 
@@ -205,7 +202,7 @@ def _compiled(model: nn.Module, call: _Call, nodes: list[int]) -> Any:
 
 
 def _exported(model: nn.Module, call: _Call, nodes: list[int]) -> Any:
-    program, file = torch.export.export(model, *_copied(call)), io.BytesIO()
+    program, file = torch.export.export(model, *cloned(call)), io.BytesIO()
     torch.export.save(program, file)
     file.seek(0)
     program = torch.export.load(file)
@@ -215,7 +212,7 @@ def _exported(model: nn.Module, call: _Call, nodes: list[int]) -> Any:
 
 
 def _through_onnx(model: nn.Module, call: _Call, nodes: list[int]) -> Any:
-    args, keywords = _copied(call)
+    args, keywords = cloned(call)
     # not optimized at once: that folds a batch norm into the convolution before it
     program = torch.onnx.export(
         model, args, kwargs=keywords, dynamo=True, verbose=False, optimize=False

@@ -62,8 +62,6 @@ def test_modes_that_change():
 
 
 def _by_name(model):
-    if "batchnorm" not in torch._dynamo.list_backends(exclude_tags=()):
-        pytest.skip("the package was installed before it had the entry point: install it again")
     return torch.compile(model, backend="batchnorm", options={"save_memory": True}, fullgraph=True)
 
 

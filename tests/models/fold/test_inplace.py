@@ -6,13 +6,15 @@ from models.fold.folding import IMAGES, fold, sequential
 from torch import nn
 from torch.nn import functional as F
 
+import batchnorm as bn
+
 
 def block(activation=nn.ReLU, n=1):
     return [nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), *(activation() for _ in range(n))]
 
 
-def inplace(model, *example, **options):
-    folded, _ = fold(model, *(example or (IMAGES,)), **options)
+def inplace(model, **options):
+    folded, _ = fold(model, IMAGES, **{"inplace": True, **options})
     return [m.inplace for m in folded.modules() if hasattr(m, "inplace")]
 
 
@@ -21,6 +23,17 @@ def test_after_what_was_folded(activation):
     model = sequential(*block(activation), *block(activation))
     assert inplace(model) == [True, True]
     assert not model[2].inplace
+
+
+def test_it_has_to_be_asked_for():
+    assert inplace(sequential(*block()), inplace=False) == [False]
+    program = torch.export.export(sequential(*block()), (IMAGES.double(),))
+    with pytest.raises(TypeError, match="inplace is of modules alone"):
+        bn.fold(program, inplace=True)
+
+
+def test_layers_that_were_not_chosen():
+    assert inplace(sequential(*block(), *block()), where="4") == [False, True]
 
 
 class Residual(nn.Module):
@@ -41,6 +54,26 @@ def iadd(y, x):
 @pytest.mark.parametrize("add", [torch.add, iadd, lambda y, x: x + y, torch.Tensor.add_])
 def test_after_a_sum(add):
     assert inplace(sequential(Residual(add), Residual(add))) == [True, True]
+
+
+def test_a_sum_of_nothing_folded():
+    class Net(Residual):
+        def forward(self, x):
+            return self.relu(x + x), self.norm(self.conv(x))
+
+    assert inplace(sequential(Net(None))) == [False]
+
+
+def test_a_parameter_is_not_written_over():
+    class Net(Residual):
+        def __init__(self, add):
+            super().__init__(add)
+            self.scale = nn.Parameter(torch.tensor([-1.0, 2.0]))
+
+        def forward(self, x):
+            return self.norm(self.conv(x)) * self.relu(self.scale).sum()
+
+    assert inplace(sequential(Net(None))) == [False]
 
 
 def test_a_sum_in_memory_of_another_is_not_written_over():
@@ -116,7 +149,8 @@ def test_subclasses_are_left():
     assert inplace(sequential(*block(Own))) == [False]
 
 
-def test_gradients_pass():
-    folded, _ = fold(sequential(*block(), *block()), IMAGES)
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU])
+def test_gradients_pass(activation):
+    folded, _ = fold(sequential(*block(activation), *block(activation)), IMAGES, inplace=True)
     x = IMAGES.double().requires_grad_()
     assert torch.autograd.gradcheck(folded, x[:1, :, :3, :3], atol=1e-4)

@@ -245,6 +245,14 @@ def test_training_is_refused_and_so_is_what_cannot_be_compared():
         bn.fold("model.pt2", ROWS)
 
 
+def test_a_model_that_does_not_repeat_itself_is_refused():
+    numbers = iter(range(100))
+    model = Model(lambda m, x: m.norm(m.linear(x)) + next(numbers), linear=nn.Linear(4, 4))
+    model.norm = nn.BatchNorm1d(4)
+    with pytest.raises(ValueError, match="nothing folded does not answer the same: its largest"):
+        bn.fold(trained(model), ROWS.double())
+
+
 def test_a_model_without_batch_norms_and_one_that_is_one():
     assert fold(sequential(nn.Linear(4, 3)), ROWS)[1].folded == {}
     report = fold(trained(bn.BatchNorm1d(4)), ROWS)[1]

@@ -8,6 +8,7 @@ from models.fold.folding import Model, trained
 from torch import nn
 
 import batchnorm as bn
+from batchnorm.models.fold.onnx_nodes import norm_name
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -211,6 +212,23 @@ def test_a_bias_that_several_share_stays_that_of_the_others():
     folded, report = fold(model, (2, 3, 6, 6), (3, 4))
     assert report.folded == {"n": ["w"], "k": ["w3"]}
     assert {t.name for t in folded.graph.initializer} == {*arrays, "w.bias", "w3.bias"}
+
+
+def test_a_bias_with_the_name_that_a_new_one_would_get():
+    nodes = [("Conv", "x a.weight a.bias", "h", {}), norm("h", "n"),
+             ("Conv", "x b.weight a.bias", "m", {}), ("Add", "n m", "y", {})]  # fmt: skip
+    arrays = {"a.weight": random(5, 3, 1, 1), "b.weight": random(5, 3, 1, 1), "a.bias": random(5)}
+    model = graph(nodes, {**arrays, **norm_arrays(5)}, {"x": (2, 3, 6, 6)}, ("y",))
+    folded, report = fold(model, (2, 3, 6, 6))
+    assert report.folded == {"n": ["a"]}
+    assert {t.name for t in folded.graph.initializer} == {*arrays, "a.bias_"}
+
+
+def test_each_layer_has_a_name_of_its_own():
+    taken = dict.fromkeys(("bn", "bn_2"))
+    nodes = [helper.make_node(*norm("h", "y")[:1], ["h", "s", "b", f"{n}.running_mean", "v"], ["y"])
+             for n in ("bn", "bn_2", "bn_4")]  # fmt: skip
+    assert [norm_name(node, taken) for node in nodes] == ["bn_3", "bn_2_2", "bn_4"]
 
 
 def test_what_is_an_input_may_be_another_tensor():

@@ -68,13 +68,13 @@ class Recipe:
         sources: What it is made of.
     """
 
-    __slots__ = ("_made", "_make", "_sources", "_version", "depth", "layout", "storage")
+    __slots__ = ("_made", "_make", "_sources", "_version", "depth", "dtype", "layout", "storage")
 
     def __init__(
         self, y: Tensor, make: Callable[..., Tensor], sources: tuple[Kept | Recipe | None, ...]
     ) -> None:
         self.storage: Any = _weak(y.untyped_storage())
-        self.layout = (y.size(), y.stride(), y.storage_offset())
+        self.layout, self.dtype = (y.size(), y.stride(), y.storage_offset()), y.dtype
         self.depth: int = 1 + max((s.depth for s in sources if s is not None), default=0)
         self._version, self._make, self._sources = y._version, make, sources
         self._made: Tensor | None = None
@@ -137,7 +137,8 @@ class Recipes:
         if tensor.layout is not torch.strided or not tensor.dtype.is_floating_point:
             return None
         recipe = self._recipes.get(tensor.untyped_storage()._cdata)
-        return recipe if recipe is not None and recipe.makes(tensor) else None
+        known = recipe is not None and recipe.makes(tensor) and recipe.dtype == tensor.dtype
+        return recipe if known else None
 
     def source(self, tensor: Tensor | None) -> Kept | Recipe | None:
         """Return what keeps a tensor for a recipe: its own recipe, if there is one."""

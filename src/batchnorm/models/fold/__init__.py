@@ -30,14 +30,14 @@ def fold(
     verify: bool = True,
     tol: float | None = None,
     where: Where = None,
+    inplace: bool = False,
 ) -> tuple[Model, FoldReport]:
     """Return a model without the batch norms that others can take in, for inference.
 
     Those after a convolution, transposed or not, or a linear layer, and those before one. What is
     folded is decided by the graph of the operations that the example runs, and not by the order of
     the modules; what the graph does not prove is left as it is, with the reason. Then the new model
-    is run beside the old one, and a layer that makes the error too large is left, too. An
-    activation of a module that alone reads what was folded writes over it.
+    is run beside the old one, and a layer that makes the error too large is left, too.
 
     Args:
         model: A module, a program of `torch.export`, or an ONNX model, in evaluation; it is left as
@@ -50,14 +50,19 @@ def fold(
             1e-10 in float64, 1e-4 in float32, 1e-2 in float16, 5e-2 in bfloat16, whichever is the
             coarsest of the model and its outputs.
         where: Which layers; see `freeze`. In programs and ONNX models, by patterns of names alone.
+        inplace: Of a module, whether activations that alone read what was folded, in the graph of
+            the example, write over it. That is faster, and wrong where the model takes another path
+            on which something else reads it, or for a hook that keeps it.
 
     Returns:
         The new model, and a report: what was folded into what, what was left and why, the error.
 
     Raises:
-        TypeError: The model is none of these, or `example` is neither a tensor nor a sequence.
-        ValueError: The model is in training mode or was exported in it, there is no example, or no
-            floating-point output to compare, or `where` names no layer.
+        TypeError: The model is none of these, or `example` is neither a tensor nor a sequence, or
+            `inplace` is asked of what is no module.
+        ValueError: The model is in training mode or was exported in it, does not answer the same
+            twice, or with no finite number to compare; there is no example, or `where` names no
+            layer.
 
     Example:
         >>> import batchnorm as bn, torch
@@ -70,7 +75,7 @@ def fold(
         Identity()
     """
     args = None if example is None else arguments(example)
-    form = form_of(model, args, keywords or {}, where, verify)
+    form = form_of(model, args, keywords or {}, where, verify, inplace)
     done = plan(form.graph, form.tensors, form.names)
     left, error = {**form.left, **done.left}, None
     if verify:
@@ -80,8 +85,7 @@ def fold(
 
         def attempt(names: Sequence[str]) -> Attempt:
             some = plan(form.graph, form.tensors, names)
-            model = form.apply(some)
-            return measured(some, form.expected, lambda: form.run(model))
+            return measured(some, form.expected, lambda: form.run(form.apply(some)))
 
         (done, error, _), blamed = settle(list(done.folded), attempt, tol)
         left |= done.left | blamed

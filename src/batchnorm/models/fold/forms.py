@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from batchnorm.models.capture import unwrapped
 from batchnorm.models.fold.graph import Graph
 from batchnorm.models.fold.module import ModuleForm
 from batchnorm.models.fold.plan import Plan
@@ -44,6 +45,7 @@ def form_of(
     keywords: Mapping[str, Any],
     where: Where,
     is_verified: bool,
+    inplace: bool,
 ) -> Form:
     """Return the form that a model has.
 
@@ -53,6 +55,7 @@ def form_of(
         keywords: The keywords of that call.
         where: Which layers may be folded.
         is_verified: Whether what is folded is run.
+        inplace: Whether activations of a module may write over what was folded.
 
     Raises:
         TypeError: It has none.
@@ -60,13 +63,17 @@ def form_of(
     """
     if isinstance(model, nn.Module):
         # a copy of what torch.compile made would run the first one
-        module: nn.Module = getattr(model, "_orig_mod", model)
+        module = unwrapped(model)
         if example is None:
             raise ValueError(
                 "example is missing: what a module computes is seen when it is called; pass the "
                 "arguments of a call"
             )
-        return ModuleForm(module, example, keywords, where, is_verified)
+        return ModuleForm(module, example, keywords, where, is_verified, inplace)
+    if inplace:
+        raise TypeError(
+            "inplace is of modules alone: a program or an ONNX model has no activations"
+        )
     # what is not imported yet is not what the model is
     if "torch.export" in sys.modules:
         from torch.export import ExportedProgram

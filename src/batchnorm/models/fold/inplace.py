@@ -1,4 +1,4 @@
-"""Activations that can write over what they read, for nothing else sees what was folded.
+"""Activations that can write over what they read, for nothing else in the graph sees that.
 
 What a batch norm returned was memory of its own, and its activation filled more. Without it the
 activation can write into what the convolution returned, or into the sum with a residual.
@@ -17,7 +17,6 @@ from batchnorm.models.fold.plan import Plan
 
 #: Those that have `inplace`.
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU)
-_SUMS = ("add", "iadd", "add_")
 
 
 def overwriting(
@@ -40,21 +39,31 @@ def overwriting(
         name
         for name, ops in found.items()
         if len(ops) == len(calls.get(name, ()))
-        and all(not op.writes and _is_seen_by(op, op.inputs[0], plan) for op in ops)
+        and all(
+            not op.writes and len(op.inputs) == 1 and _is_free(op.inputs[0], op, plan) for op in ops
+        )
     ]
 
 
-def _is_seen_by(op: Op, value: Value, plan: Plan) -> bool:
-    """Return whether a value has memory of its own, once folded, which nothing but an op reads."""
+def _is_free(value: Value, op: Op, plan: Plan) -> bool:
+    """Return whether a value is of what was folded, in memory of its own, and one op reads it."""
     maker = value.producer
-    if value.users != [op] or maker is None:
+    if maker is None or value.users != [op]:
         return False
     if isinstance(maker, Norm):
-        source = maker.inputs[0]
-        return any(
-            isinstance(source.producer, Map) and source.producer.is_like(into)
-            for into in plan.folded.get(maker.layer, ())
-        )
-    if maker.what not in _SUMS:
+        return _is_taken_in(maker, plan)
+    if len(maker.inputs) != 2:  # or else parameters are added
         return False
-    return not maker.writes or _is_seen_by(maker, maker.inputs[0], plan)
+    if maker.what == "add" and not maker.writes:
+        return any(
+            isinstance(v.producer, Norm) and v.producer.layer in plan.folded for v in maker.inputs
+        )
+    return maker.what in ("iadd", "add_") and _is_free(maker.inputs[0], maker, plan)
+
+
+def _is_taken_in(norm: Norm, plan: Plan) -> bool:
+    """Return whether what a batch norm normalizes is then what it returned."""
+    source = norm.inputs[0].producer
+    return isinstance(source, Map) and any(
+        source.is_like(into) for into in plan.folded.get(norm.layer, ())
+    )

@@ -41,6 +41,7 @@ class ModuleForm:
         keywords: Its keywords.
         where: Which layers may be folded.
         is_verified: Whether what is folded is run.
+        inplace: Whether activations may write over what was folded.
 
     Attributes:
         graph: What it computes.
@@ -57,6 +58,7 @@ class ModuleForm:
         keywords: Mapping[str, Any],
         where: Where,
         is_verified: bool,
+        inplace: bool,
     ) -> None:
         for name, module in model.named_modules():
             if module.training:
@@ -65,7 +67,7 @@ class ModuleForm:
                     "fold: call model.eval() first"
                 )
         self._model, self._example, self._keywords = model, tuple(example), dict(keywords)
-        self._is_verified = is_verified
+        self._is_verified, self._inplace = is_verified, inplace
         work, not_converted = copy_of(model)
         self._modules = dict(work.named_modules())
         self.tensors: dict[str, Tensor] = {
@@ -116,8 +118,9 @@ class ModuleForm:
                 modules[owner].bias = nn.Parameter(bias, requires_grad=weight.requires_grad)
         for name in plan.folded:
             replace(modules[name], what_remains(modules[name], max(self._calls[name]) > 1))
-        for name in overwriting(self.graph, plan, modules, self._calls):
-            modules[name].inplace = True
+        if self._inplace:
+            for name in overwriting(self.graph, plan, modules, self._calls):
+                modules[name].inplace = True
         revert_copy(model, self._model)
         return model
 

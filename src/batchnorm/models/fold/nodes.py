@@ -191,7 +191,7 @@ def _averaged(node: fx.Node, rank: int) -> dict[int, int]:
 
 def _padded(amounts: Any, before: Shape, after: Shape) -> dict[int, int]:
     """Return the dimensions that are not padded; cut on one side and padded on another, one is."""
-    if not all(isinstance(amount, int) and amount >= 0 for amount in amounts):
+    if amounts is None or not all(isinstance(amount, int) and amount >= 0 for amount in amounts):
         return {}
     return kept(before, after)
 

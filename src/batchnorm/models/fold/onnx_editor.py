@@ -37,13 +37,13 @@ class OnnxEditor:
             *(value.name for value in graph.input),
             *(name for node in self.nodes for name in (*reads(node), *node.output)),
         }
-        self._made: dict[str, str] = {}
+        self._made: dict[tuple[str, str], str] = {}
         self._same: dict[str, str] = {}
 
     def set_weight(self, op: Map, values: Tensor, dtype: torch.dtype) -> None:
         """Give a linear map another weight."""
         node = self._by_output[op.node[0].output[0]]
-        node.input[1] = self._tensor(op.weight, values, dtype)
+        node.input[1] = self._tensor((op.weight, "weight"), op.weight, values, dtype)
 
     def set_bias(self, op: Map, values: Tensor, dtype: torch.dtype, is_own: bool) -> None:
         """Give a linear map another bias, or a first one.
@@ -54,8 +54,8 @@ class OnnxEditor:
             dtype: The type of that.
             is_own: Whether it has one that nothing else reads.
         """
-        keeps_name = is_own and op.bias in self._initializers
-        name = self._tensor(str(op.bias) if keeps_name else f"{op.name}.bias", values, dtype)
+        wanted = str(op.bias) if is_own else f"{op.name}.bias"
+        name = self._tensor((op.weight, "bias"), wanted, values, dtype, is_own=is_own)
         node = self._by_output[op.node[-1].output[0]]
         if op.what != "MatMul":
             node.input.extend([""] * (3 - len(node.input)))
@@ -73,23 +73,32 @@ class OnnxEditor:
         add = helper.make_node("Add", [node.output[0], bias], [output], self._new(f"{output}_bias"))
         self.nodes.insert(next(i for i, n in enumerate(self.nodes) if n is node) + 1, add)
 
-    def _tensor(self, name: str, values: Tensor, dtype: torch.dtype) -> str:
+    def _tensor(
+        self,
+        part: tuple[str, str],
+        wanted: str,
+        values: Tensor,
+        dtype: torch.dtype,
+        is_own: bool = True,
+    ) -> str:
         """Return the name of an initializer with these values.
 
-        It is the name asked for, if that is an initializer or nothing yet: no one else reads it.
+        Args:
+            part: Of which weight it is what: the same each time that one is used.
+            wanted: Its name, if nothing has that.
+            values: What it has.
+            dtype: In which type.
+            is_own: Whether it takes the place of the initializer of that name.
         """
         from onnx import TensorProto, helper
 
-        if name not in self._made:
-            is_free = name in self._initializers or name not in self._taken
-            self._made[name] = name if is_free else self._new(f"{name}_folded")
-            self._taken.add(name)
+        if part not in self._made:
+            name = wanted if is_own and wanted in self._initializers else self._new(wanted)
             raw = values.to(dtype).contiguous().view(torch.uint8).numpy().tobytes()
             kind = getattr(TensorProto, _TYPES[dtype])
-            self._initializers[name] = helper.make_tensor(
-                self._made[name], kind, values.shape, raw, raw=True
-            )
-        return self._made[name]
+            self._initializers[name] = helper.make_tensor(name, kind, values.shape, raw, raw=True)
+            self._made[part] = name
+        return self._made[part]
 
     def take_out(self, op: Op) -> None:
         """Let what reads a batch norm's output read its input."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,12 +34,19 @@ def attributes_of(node: NodeProto) -> dict[str, Any]:
     return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
 
 
-def norm_name(node: NodeProto) -> str:
-    """Return what a batch norm is called: as its statistics are, or as the file says."""
+def norm_name(node: NodeProto, taken: Container[str] = ()) -> str:
+    """Return what a batch norm is called: as its statistics are, or as the file says.
+
+    Args:
+        node: It.
+        taken: What others are called: then it gets a number.
+    """
     mean = str(node.input[3])
-    if mean.endswith(".running_mean"):
-        return mean.removesuffix(".running_mean")
-    return str(node.name or node.output[0])
+    is_named = mean.endswith(".running_mean")
+    name = mean.removesuffix(".running_mean") if is_named else str(node.name or node.output[0])
+    if name not in taken:
+        return name
+    return next(new for at in count(2) if (new := f"{name}_{at}") not in taken)
 
 
 def inner_nodes(node: NodeProto) -> Iterator[NodeProto]:

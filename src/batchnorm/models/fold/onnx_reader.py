@@ -79,9 +79,7 @@ class OnnxReader:
     def _norm(self, node: NodeProto, op: Op) -> Norm:
         scale, bias, mean, var = node.input[1:5]
         attributes = attributes_of(node)
-        layer = wanted = norm_name(node)
-        while layer in self.graph.norms:
-            layer = f"{wanted}_{len(self.graph.ops)}"
+        layer = norm_name(node, self.graph.norms)
         norm = Norm(**vars(op), layer=layer, eps=attributes.get("epsilon", 1e-5))
         norm.names = (mean, var, scale, bias)
         if attributes.get("training_mode") or sum(map(bool, node.output)) > 1:

@@ -50,6 +50,9 @@ def settle(
         names: The layers to fold.
         attempt: Folds some of them.
         tol: How large the error may be.
+
+    Raises:
+        ValueError: It is larger where nothing is folded.
     """
     kept: list[str] = []
     left: dict[str, str] = {}
@@ -70,4 +73,12 @@ def settle(
             add(part[len(part) // 2 :])
 
     add(names)
-    return good or attempt(()), left
+    if good is None:
+        good = attempt(())
+        if not good.error <= tol:
+            said = good.failure or f"its largest error is {good.error:.1e}, and tol is {tol:.0e}"
+            raise ValueError(
+                f"a copy of the model with nothing folded does not answer the same: {said}; seed "
+                "what it draws (numbers of torch are seeded), or pass verify=False"
+            )
+    return good, left

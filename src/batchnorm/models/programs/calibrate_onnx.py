@@ -14,6 +14,7 @@ from torch import Tensor
 
 from batchnorm.models.batches import limited, progress_bar
 from batchnorm.models.files import FileError
+from batchnorm.models.fold.onnx_nodes import norm_name
 from batchnorm.models.programs.inputs import inputs_of_onnx
 from batchnorm.models.programs.moved import Moved, ProgramReport, Statistics
 from batchnorm.models.programs.protobuf import parts
@@ -106,9 +107,7 @@ def norms(model: ModelProto) -> list[Norm]:
     found: dict[str, Norm] = {}
     for node in model.graph.node:
         if node.op_type == "BatchNormalization":
-            name = wanted = _name(node)
-            while name in found:
-                name = f"{wanted}_{len(found)}"
+            name = norm_name(node, found)
             mean, var = (values.get(node.input[at]) for at in (_MEAN, _VAR))
             to_array = onnx.numpy_helper.to_array
             arrays = None if mean is None or var is None else (to_array(mean), to_array(var))
@@ -186,19 +185,11 @@ def _inner(model: ModelProto) -> list[str]:
     """Return the names of the batch norms that are not in the main graph."""
     inner = [attribute for node in model.graph.node for attribute in node.attribute]
     return [
-        _name(node)
+        norm_name(node)
         for part in (*inner, *model.functions)
         for node in parts(part, "NodeProto")
         if node.op_type == "BatchNormalization"
     ]
-
-
-def _name(node: NodeProto) -> str:
-    """Return what a layer is called: as its statistics are, or as the exporter or the file says."""
-    mean = node.input[_MEAN]
-    if mean.endswith(".running_mean"):
-        return str(mean.removesuffix(".running_mean"))
-    return str(node.name or node.output[0])
 
 
 def _trains(node: NodeProto) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -121,6 +122,9 @@ def calibrate_program(
     """
     arguments = inputs_of_program(program).arguments
     unlifted = program.module(check_guards=False)
+    # what runs without gradients is a graph of the program itself there, which must stay as it is
+    tensors = [*unlifted.parameters(), *unlifted.buffers(), *program.constants.values()]
+    unlifted = copy.deepcopy(unlifted, {id(tensor): tensor for tensor in tensors})
     found = norms(unlifted)
     if not found:
         raise FileError("it has no batch norm; folded ones are gone")

@@ -31,8 +31,10 @@ def load_onnx(path: Path) -> ModelProto:
     for tensor in parts(model, "TensorProto"):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
-        location = next((e.value for e in tensor.external_data if e.key == "location"), "")
-        _check_beside(path.parent, location)
+        locations = [entry.value for entry in tensor.external_data if entry.key == "location"]
+        if len(locations) != 1:  # of which others may take the last
+            raise FileError(f"it keeps {tensor.name!r} in {len(locations)} files: expected one")
+        _check_beside(path.parent, locations[0])
         external.load_external_data_for_tensor(tensor, str(path.parent))
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]

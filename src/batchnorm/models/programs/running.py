@@ -51,6 +51,8 @@ def checked_session_of(model: ModelProto) -> Any:
     """
     try:
         return session_of(model)
+    except ModuleNotFoundError:
+        raise
     except Exception as error:  # of classes of its own
         reason = str(error).strip().splitlines()[0]
         raise FileError(f"ONNX Runtime cannot run the model, '{reason}'") from error
