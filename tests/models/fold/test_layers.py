@@ -138,7 +138,7 @@ def test_values_that_the_type_cannot_hold_are_left():
     model = sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
     model[1].running_var.fill_(0)
     model[1].weight.data.fill_(1e4)
-    report = bn.fold(model.half(), ROWS.half())[1]
+    report = bn.fold(model.half(), ROWS.half(), verify=False)[1]
     assert report.left["1"].startswith("'0' would have numbers too large for torch.float16")
 
 
