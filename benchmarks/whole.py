@@ -1,7 +1,7 @@
 """How whole models run as they are, and with each of our tools: `make bench-models`.
 
-Every way is checked before it is timed: in float64, over some steps of training, its losses have to
-be those of the model as it is.
+Every way is checked before it is timed: ours in float64, where the losses of two steps have to be
+those of the model as it is, and torch.compile by the first loss in float32.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ ROUNDS = 10
 PEAKS = (STOCK, ACCELERATED, SAVING, COMPILED)
 
 
-def conduct(
-    names: Sequence[str], quick: bool, out: Path, console: Console, *, peaks: bool = True
-) -> list[Row]:
+def conduct(names: Sequence[str], quick: bool, out: Path, console: Console) -> list[Row]:
     """Measure networks, and write what came of it.
 
     Args:
@@ -40,7 +38,6 @@ def conduct(
         quick: Whether they are small, and timed a few times.
         out: The folder of the results.
         console: Where it is shown how far it is.
-        peaks: Whether peak memory is measured, each in a process of its own.
     """
     check_folder(out)
     made_on = {**describe(), "load": round(say_if_busy(console), 2), "quick": quick}
@@ -54,7 +51,7 @@ def conduct(
         bar = progress.add_task("", total=2 * len(tasks))
         for network, name, layout in tasks:
             progress.update(bar, description=f"{network.title}, {layout}", refresh=True)
-            rows += _of(network, name, layout, quick, peaks, lambda: progress.advance(bar))
+            rows += _of(network, name, layout, quick, lambda: progress.advance(bar))
             save(out, rows, made_on, png(rows), "models")  # what is measured stays, if it is killed
     console.print(markdown(rows), markup=False, highlight=False, soft_wrap=True)
     return rows
@@ -65,11 +62,10 @@ def _of(
     name: str,
     layout: str,
     quick: bool,
-    peaks: bool,
     advance: Callable[[], None],
 ) -> Iterator[Row]:
     high: dict[str, float] = {}
-    if peaks and layout == LAYOUTS[0]:
+    if layout == LAYOUTS[0]:
         high = {way.name: peak_of(name, layout, way.name, quick) for way in PEAKS}
     posed = pose(network, layout)
     for mode in MODES:
@@ -80,7 +76,7 @@ def _of(
 def main() -> None:
     """Measure, and write the tables of README.md and docs/bench.md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small networks, within a minute")
+    parser.add_argument("--quick", action="store_true", help="small networks, for trying it")
     parser.add_argument("--models", default=",".join(NETWORKS), help="by default %(default)s")
     parser.add_argument("--out", type=Path, help="another folder; README.md is left alone then")
     parser.add_argument("--peak", help=argparse.SUPPRESS)

@@ -61,7 +61,7 @@ def figures(rows: Sequence[Row]) -> str:
         ("inference, folded", "1.2x", "1.3x", INFERENCE, FOLDED, _speed),
         ("losses apart, accelerated", "as reordered", "", TRAINING, ACCELERATED, _apart),
         ("losses apart, stock, reordered", "", "", TRAINING, REORDERED, _apart),
-        ("losses apart in float64, accelerated", "rounding", "", TRAINING, ACCELERATED, _exact),
+        ("losses of two steps apart, float64", "rounding", "", TRAINING, ACCELERATED, _exact),
     ):  # fmt: skip
         found = [by_key.get((layout, mode, way.name)) for layout in layouts]
         lines.append(_line([what, must, aim, *("" if row is None else show(row) for row in found)]))

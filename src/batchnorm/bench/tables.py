@@ -78,9 +78,9 @@ def _terminal(rows: list[Row]) -> tuple[Text, Table]:
         table.add_row(
             base.shape,
             base.layout,
-            digits(base.mb),
-            digits(base.median_us / 1e3),
-            *("" if row is None else digits(row.ratio) for row in shown),
+            _digits(base.mb),
+            _digits(base.median_us / 1e3),
+            *("" if row is None else _digits(row.ratio) for row in shown),
             *([f"{own.of_floor:.0%}"] if own is not None else []),
         )
     return title, table
@@ -107,10 +107,10 @@ def markdown(rows: Sequence[Row]) -> str:
     for group in _by_shape(chosen):
         found = {row.implementation: row for row in group}
         base = found[BASE.name]
-        cells = [f"{digits(found[name].ratio)}x" if name in found else "" for name in names]
+        cells = [f"{_digits(found[name].ratio)}x" if name in found else "" for name in names]
         own = found.get(NATIVE.name)
         lines.append(
-            [base.shape, base.layout, digits(base.mb), digits(base.median_us / 1e3), *cells,
+            [base.shape, base.layout, _digits(base.mb), _digits(base.median_us / 1e3), *cells,
              "" if own is None else f"{own.of_floor:.0%}"]
         )  # fmt: skip
     lines += [
@@ -130,13 +130,8 @@ def _by_shape(rows: Sequence[Row]) -> Iterator[list[Row]]:
     yield from groups.values()
 
 
-def digits(value: float) -> str:
-    """Return a number in at most five characters, up to 99999.
-
-    Example:
-        >>> digits(3.14159), digits(31.4159), digits(314.159)
-        ('3.14', '31.4', '314')
-    """
+def _digits(value: float) -> str:
+    """Return a number in at most five characters, up to 99999."""
     if value >= 100:
         return f"{value:.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"

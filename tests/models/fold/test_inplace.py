@@ -153,4 +153,4 @@ def test_subclasses_are_left():
 def test_gradients_pass(activation):
     folded, _ = fold(sequential(*block(activation), *block(activation)), IMAGES, inplace=True)
     x = IMAGES.double().requires_grad_()
-    assert torch.autograd.gradcheck(folded, x[:1, :, :3, :3], atol=1e-4)
+    assert torch.autograd.gradcheck(folded, x[:1, :, :3, :3])

@@ -40,8 +40,8 @@ def accelerate(
     However the forward is written: by modules or functions, with `+=`, with activations in place.
     The batch norms are those of `torch.nn`, `torch.nn.functional.batch_norm`, or ours. What is
     fused gives the result of the model as it is, to rounding; what something else sees, a hook,
-    say, or the output of the model, is not fused. `explain` says what is, and why not more. A batch
-    that is not finite moves no running statistics.
+    say, or the output of the model, is not fused. `explain` says what is, and why not more. Where
+    there are kernels, a batch that is not finite moves no running statistics.
 
     It is `torch.compile(model, backend="batchnorm", options={"inner": ..., "save_memory": ...})`:
     the model's graph is captured at the first call, again for another mode or type, and where it
