@@ -319,7 +319,9 @@ def test_a_model_of_several_exported_as_it_is():
     onnx.checker.check_model(folded, full_check=True)
 
 
-@pytest.mark.parametrize(("name", "count"), [("resnet", 12), ("levit", 27), ("regnet", 17)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("resnet", 12), ("levit", 27), ("regnet", 17), ("rt_detr", 42)]
+)
 def test_published_architectures(name, count):
     pytest.importorskip("onnxscript")
     model, example = make_architecture(name)

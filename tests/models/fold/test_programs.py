@@ -167,7 +167,8 @@ def test_what_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("resnet", 12), ("swiftformer", 14), ("mobilenet_v2", 52)]
+    ("name", "count"),
+    [("resnet", 12), ("swiftformer", 14), ("mobilenet_v2", 52), ("wav2vec2_conformer", 2)],
 )
 def test_published_architectures(name, count):
     model, example = make_architecture(name)
