@@ -62,6 +62,7 @@ docs: $(READY) ## build the documentation as pages in site/
 readme: $(READY) ## study everything, and write what was found into README.md and docs/
 	$(BIN)/batchnorm study --budget full
 	$(BIN)/batchnorm study --paper --out study/paper
+	$(BIN)/batchnorm study shifts
 	$(BIN)/python docs/generate.py
 
 format: $(READY) ## format the sources

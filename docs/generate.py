@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from batchnorm.bench.save import put
 from batchnorm.study.markdown import escaped, rows
 from batchnorm.study.story import heading, lines
 from batchnorm.study.summary import Summary, read
@@ -16,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 STUDY = ROOT / "study"
 PAPER = STUDY / "paper"
 PICTURES = ROOT / "docs" / "images" / "study"
+SHIFTS = "<!-- shifts: written by `make readme` -->", "<!-- end of shifts -->"
 BEGIN, END = "<!-- study table: written by `make readme` -->", "<!-- end of study table -->"
 
 
@@ -41,6 +43,8 @@ def main() -> None:
     for folder, summary in ((STUDY, found), (PAPER, paper)):
         for name in (name for verdict in summary.verdicts for name, _ in verdict.figures):
             shutil.copy(folder / "figures" / f"{name}.png", PICTURES)
+    put(ROOT / "docs" / "shift.md", *SHIFTS, (STUDY / "shifts.md").read_text(encoding="utf-8"))
+    shutil.copy(STUDY / "shifts.png", PICTURES)
     page = (STUDY / "report.md").read_text(encoding="utf-8").replace("(figures/", "(images/study/")
     (ROOT / "docs" / "study.md").write_text(page, encoding="utf-8")
 

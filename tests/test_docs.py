@@ -110,7 +110,7 @@ def _parameters(thing):
     if inspect.isclass(thing) and not {"__init__", "__dataclass_fields__"} & set(vars(thing)):
         return []  # the class that it extends documents them
     if dataclasses.is_dataclass(thing):
-        return [field.name for field in dataclasses.fields(thing)]
+        return [f.name for f in dataclasses.fields(thing) if not f.name.startswith("_")]
     return [name for name in inspect.signature(thing).parameters if name != "self"]
 
 
@@ -197,7 +197,7 @@ class Page(HTMLParser):
         self.anchors |= {given[key] for key in ("id", "name") if given.get(key)}
         if "doc-heading" in (given.get("class") or ""):
             # a page names a function that its module is called after by its whole path
-            self.names.add(re.sub(r"(functional|models)\.(\w+\.)+", "", given["id"]))
+            self.names.add(re.sub(r"(functional|models|diagnose)\.([a-z]\w*\.)+", "", given["id"]))
         if tag == "a" and given.get("href"):
             self.links.append(given["href"])
         elif tag in ("link", "script", "img", "iframe"):

@@ -13,7 +13,8 @@ ROOT = Path(batchnorm.__file__).parent
 #: From the ground up. A floor may import itself and what stands before it.
 FLOORS = (
     "reference", "positions", "moments", "half_life", "kernels", "functional", "layers", "models",
-    "conventions", "keras", "lightning", "transformers", "environment", "study", "bench", "cli",
+    "diagnose", "conventions", "keras", "lightning", "transformers", "environment", "study",
+    "bench", "cli",
 )  # fmt: skip
 
 #: These stand side by side, and import nothing of each other.
@@ -22,11 +23,14 @@ SIDE_BY_SIDE = {"study", "bench"}
 #: What a floor must not need, so that the core asks for torch and NumPy alone.
 CORE = (
     "reference", "positions", "moments", "half_life", "kernels", "functional", "layers", "models",
-    "conventions", "environment",
+    "diagnose", "conventions", "environment",
 )  # fmt: skip
 
 #: What a floor of the core uses where it is installed, and imports inside a function alone.
-OPTIONAL = {"models": {"onnx", "onnxruntime", "rich"}}
+OPTIONAL = {
+    "models": {"onnx", "onnxruntime", "rich"},
+    "diagnose": {"matplotlib", "onnx", "pandas"},
+}
 
 #: The floors of another framework, named after it: nothing else imports that, or them.
 FRAMEWORKS = {"keras", "lightning", "transformers"}

@@ -6,6 +6,18 @@ layer = bn.BatchNorm2d(64, activation="relu")  # takes the place of torch.nn.Bat
 """
 
 from batchnorm.conventions import from_flax, from_keras, to_flax, to_keras
+from batchnorm.diagnose import (
+    AdaptReport,
+    Finding,
+    HealthReport,
+    Monitor,
+    ShiftDetector,
+    ShiftReport,
+    adapt,
+    adapting,
+    check,
+    measure_shift,
+)
 from batchnorm.functional import State, batch_norm
 from batchnorm.kernels import backend, backends
 from batchnorm.layers import (
@@ -44,24 +56,33 @@ from batchnorm.moments import Moments
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptReport",
     "BankedBatchNorm",
     "BatchNorm",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
     "BatchRenorm",
+    "Finding",
     "FrozenBatchNorm",
     "GhostBatchNorm",
+    "HealthReport",
     "Moments",
+    "Monitor",
+    "ShiftDetector",
+    "ShiftReport",
     "State",
     "SyncBatchNorm",
     "accelerate",
+    "adapt",
+    "adapting",
     "assert_statistics_agree",
     "backend",
     "backends",
     "batch_norm",
     "big_batch",
     "calibrate",
+    "check",
     "check_parity",
     "convert",
     "domain",
@@ -70,6 +91,7 @@ __all__ = [
     "freeze",
     "from_flax",
     "from_keras",
+    "measure_shift",
     "memory_report",
     "merge_statistics",
     "reduce_statistics",

@@ -25,6 +25,7 @@ try:
     from rich.console import Console
 
     from batchnorm.cli.models import calibrate, fold, memory
+    from batchnorm.cli.shift import adapt, shift
 except ModuleNotFoundError as error:
     if sys.argv[1:] == ["env"]:  # which needs nothing but the package
         _show_environment()
@@ -110,6 +111,34 @@ def compare_studies(
         compare(first, second, out, console=Console())
 
 
+@study.command("shifts")
+def study_shifts(
+    data: Annotated[
+        str, typer.Option(help="As for batchnorm study: digits, cifar10:DIR, npz:FILE ...")
+    ] = "digits",
+    network: Annotated[str, typer.Option(help="A network of the study.")] = "conv",
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time; by default one on each core.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder of outcomes, table and picture.")] = Path(
+        "study"
+    ),
+) -> None:
+    """Shift the inputs of trained networks: what flags it, and what adapting and retraining win.
+
+    Six shifts in five severities, each with the score of the shift, the accuracy of the network as
+    it is, adapted without labels, and trained anew on shifted examples. Killed and started again,
+    it goes on where it was.
+    """
+    kept = "what is finished is kept: run the same command again to go on"
+    with ended_in_one_line("study", kept):
+        from batchnorm.study.retraining import conduct
+
+        console = Console()
+        table = conduct(data, network, out, jobs=jobs, console=console)
+        console.print(table, markup=False, highlight=False, soft_wrap=True)
+
+
 @app.command()
 def bench(
     quick: Annotated[
@@ -145,6 +174,8 @@ def bench(
 app.command()(fold)
 app.command()(calibrate)
 app.command()(memory)
+app.command()(shift)
+app.command()(adapt)
 
 
 @app.command()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from batchnorm.cli.command import (
+    NOTHING,
+    RUNS,
+    BatchSize,
+    Out,
+    Source,
+    command,
+    say_written,
+    working,
+)
 from batchnorm.cli.data import SPELLINGS, read_inputs
-from batchnorm.cli.ending import ended_in_one_line
 from batchnorm.models.files import (
     FileError,
     Model,
@@ -25,29 +29,15 @@ from batchnorm.models.files import (
     write,
 )
 
-_NOTHING = "nothing is written"
-_RUNS = "the model cannot be run here; check that it was exported for the CPU"
-
-_Source = Annotated[
-    Path,
-    typer.Argument(metavar="MODEL", help="A .pt2 file of torch.export.save, or an .onnx file."),
-]
-_Out = Annotated[
-    Path, typer.Option("--out", "-o", help="The new file, of the same kind; written whole, or not.")
-]
-_BatchSize = Annotated[
-    int | None, typer.Option(min=1, help="Examples in a call, where the model takes any number.")
-]
-
 
 def fold(
-    model: _Source,
-    out: _Out,
+    model: Source,
+    out: Out,
     data: Annotated[
         str | None,
         typer.Option(help=f"What the two are compared on; random values if left out. {SPELLINGS}"),
     ] = None,
-    batch_size: _BatchSize = None,
+    batch_size: BatchSize = None,
     tol: Annotated[
         float | None,
         typer.Option(min=0, help="The largest error, relative to the largest value of an output."),
@@ -58,22 +48,22 @@ def fold(
     The folded model is written if it gives the same outputs: else the status is 1, and nothing is
     written. It is 2 where the input is bad. No code in a file is run.
     """
-    with _command(_NOTHING):
+    with command(NOTHING):
         import batchnorm as bn
         from batchnorm.cli import tables
         from batchnorm.models.compare import largest_error
         from batchnorm.models.programs.running import inputs_of, outputs_of
 
         check_paths(model, out)
-        with _working("reading"):
+        with working("reading"):
             source = read(model)
-        with naming(model, _RUNS):
+        with naming(model, RUNS):
             inputs = inputs_of(source)
             values = inputs.drawn(batch_size)
         if data is not None:
             size = inputs.chosen_batch_size(batch_size)
             values = tuple(value[:size] for value in read_inputs(data, inputs))
-        with naming(model, _RUNS), _working("folding"):
+        with naming(model, RUNS), working("folding"):
             args, keywords = inputs.arguments(values)
             try:
                 folded, report = bn.fold(source, args, keywords=keywords, tol=tol)
@@ -88,30 +78,30 @@ def fold(
             expected = outputs_of(source, values)
 
         def check(written: Model) -> None:
-            with naming(out, _RUNS), _working("comparing"):
+            with naming(out, RUNS), working("comparing"):
                 error = largest_error(expected, outputs_of(written, values))
             Console().print(tables.folded(report, error))
             if refused:
                 raise NotVerified(
                     f"{model}: with {refused[0]!r} folded the error is over {report.tol:.1e}, the "
-                    f"largest allowed: {_NOTHING}; --tol allows more"
+                    f"largest allowed: {NOTHING}; --tol allows more"
                 )
             if not report.folded:
-                raise NotVerified(f"{model}: nothing could be folded, and {_NOTHING}")
+                raise NotVerified(f"{model}: nothing could be folded, and {NOTHING}")
             if report.tol is not None and error > report.tol:
                 raise NotVerified(
-                    f"{out}: its largest error is {error:.1e}, over {report.tol:.1e}: {_NOTHING}"
+                    f"{out}: its largest error is {error:.1e}, over {report.tol:.1e}: {NOTHING}"
                 )
 
         write(out, folded, check, source=source)
-        _say_written(out)
+        say_written(out)
 
 
 def calibrate(
-    model: _Source,
+    model: Source,
     data: Annotated[str, typer.Argument(metavar="DATA", help=SPELLINGS)],
-    out: _Out,
-    batch_size: _BatchSize = None,
+    out: Out,
+    batch_size: BatchSize = None,
     max_batches: Annotated[int | None, typer.Option(min=1, help="How many calls at most.")] = None,
 ) -> None:
     """Set the running statistics of batch norms to the exact moments of data.
@@ -121,38 +111,38 @@ def calibrate(
     name: where they differ, the status is 1, and nothing is written. It is 2 where the input is
     bad. No code in a file is run.
     """
-    with _command(_NOTHING):
+    with command(NOTHING):
         from batchnorm.cli import tables
         from batchnorm.models.programs.calibrating import calibrate_model, same_statistics
         from batchnorm.models.programs.running import inputs_of
 
         check_paths(model, out)
-        with _working("reading"):
+        with working("reading"):
             source = read(model)
-        with naming(model, _RUNS):
+        with naming(model, RUNS):
             inputs = inputs_of(source)
             size = inputs.chosen_batch_size(batch_size)
         values = read_inputs(data, inputs)
-        with naming(model, _RUNS):
+        with naming(model, RUNS):
             report = calibrate_model(source, values, size, max_batches)
 
         def check(written: Model) -> None:
             Console().print(tables.calibrated(report))
             if not report.done:
-                raise NotVerified(f"{model}: nothing could be calibrated, and {_NOTHING}")
+                raise NotVerified(f"{model}: nothing could be calibrated, and {NOTHING}")
             if not same_statistics(source, written):
-                raise NotVerified(f"{out}: the file has other statistics: {_NOTHING}")
+                raise NotVerified(f"{out}: the file has other statistics: {NOTHING}")
 
         write(out, source, check)
-        _say_written(out)
+        say_written(out)
 
 
-def memory(model: _Source, batch_size: _BatchSize = None) -> None:
+def memory(model: Source, batch_size: BatchSize = None) -> None:
     """Show what a training step would keep for its backward pass, and what would save some.
 
     Of a .pt2 file; an ONNX file has no backward pass. No code in the file is run.
     """
-    with _command("nothing is kept"):
+    with command("nothing is kept"):
         import batchnorm as bn
         from batchnorm.models.programs.running import inputs_of
         from batchnorm.models.programs.training import training_module
@@ -161,38 +151,10 @@ def memory(model: _Source, batch_size: _BatchSize = None) -> None:
             raise FileError(
                 "an ONNX file has no backward pass: give a .pt2 file of torch.export.save", model
             )
-        with _working("reading"):
+        with working("reading"):
             source = read(model)
-        with naming(model, _RUNS), _working("measuring"):
+        with naming(model, RUNS), working("measuring"):
             inputs = inputs_of(source)
             args, keywords = inputs.arguments(inputs.drawn(batch_size))
             report = bn.memory_report(training_module(source), args, keywords=keywords)
         print(report)
-
-
-@contextmanager
-def _command(kept: str) -> Iterator[None]:
-    """End what goes wrong in one line, and leave out what torch warns itself of.
-
-    Args:
-        kept: What Ctrl-C leaves.
-    """
-    with ended_in_one_line("export", kept), warnings.catch_warnings():
-        if not sys.warnoptions:
-            warnings.simplefilter("ignore")
-        yield
-
-
-@contextmanager
-def _working(what: str) -> Iterator[None]:
-    """Show on a terminal what is at work."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    with console.status(what):
-        yield
-
-
-def _say_written(out: Path) -> None:
-    Console().print(f"Written: {out}", markup=False, soft_wrap=True, highlight=False)

@@ -9,11 +9,18 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from batchnorm.cli import shift_words as words
+from batchnorm.diagnose.shift import p_text
 from batchnorm.study.errors import printable
 
 if TYPE_CHECKING:
+    from batchnorm.diagnose.adapt import AdaptReport
+    from batchnorm.diagnose.shift import ShiftReport
     from batchnorm.models.fold import FoldReport
     from batchnorm.models.programs.moved import ProgramReport
+
+#: How many layers and channels are shown, those that moved most.
+_MOST_LAYERS, _MOST_CHANNELS = 12, 5
 
 
 def folded(report: FoldReport, error: float) -> RenderableType:
@@ -51,16 +58,97 @@ def calibrated(report: ProgramReport) -> RenderableType:
         for name, moved in report.moved.items()
     ]
     batches = f"{report.batches} batch{'es' if report.batches != 1 else ''}"
-    unused = f"; the last {report.unused} examples make no batch" if report.unused else ""
     return Group(
         _table(("batch norm", "values", "mean", "variance", "change"), rows, "lrrrr"),
         _left(report.left),
-        _line(f"{len(report.done)} calibrated, {len(report.left)} left; {batches}{unused}"),
+        _line(
+            f"{len(report.done)} calibrated, {len(report.left)} left; "
+            f"{batches}{_unused(report.unused)}"
+        ),
         _line(
             "values: a channel. mean, variance: averages over the channels. change: the largest of "
             "a channel, of its mean in standard deviations or of its variance."
         ),
     )
+
+
+def shifted(report: ShiftReport, unused: int = 0) -> RenderableType:
+    """Return how far layers and channels moved, and what that means.
+
+    Args:
+        report: What was measured.
+        unused: How many examples at the end of the data were too few for a call.
+    """
+    layers = list(report.layers.items())
+    rest = len(layers) - _MOST_LAYERS
+    if rest > 0:
+        layers = sorted(layers, key=lambda item: -item[1].score)[:_MOST_LAYERS]
+    rows = [
+        (
+            name or "itself",
+            f"{layer.score:.3g}",
+            f"{layer.noise:.2g}",
+            p_text(layer.p_value),
+            "{1} of {0}".format(*layer.channels),
+            "shifted" if layer.shifted else "",
+        )
+        for name, layer in layers
+    ]
+    moved = [
+        (c.layer or "itself", str(c.channel), f"{c.mean:+.2f} sd", f"×{c.ratio:.3g}")
+        for c in report.channels[:_MOST_CHANNELS]
+        if c.shifted
+    ]
+    parts = [
+        _table(("batch norm", "score", "by chance", "p", "channels moved", ""), rows, "lrrrrl")
+    ]
+    if rest > 0:
+        parts.append(_line(f"and {rest} more, which moved less"))
+    if report.shifted and moved:
+        worst = _table(("moved most", "channel", "mean", "variance"), moved, "lrrr")
+        parts += [_line(""), worst, _line("")]
+    parts += [
+        _left(report.left),
+        _line(f"{words.verdict(report)}: {words.numbers(report)}{_unused(unused)}."),
+        _line(words.meaning(report)),
+    ]
+    parts += [_line(f"{number}. {text}") for number, text in enumerate(words.advice(report), 1)]
+    return Group(*parts)
+
+
+def adapted(report: AdaptReport, unused: int = 0) -> RenderableType:
+    """Return how much the data count in the statistics of each layer, and what shift is left.
+
+    Args:
+        report: What adapting says.
+        unused: How many examples at the end of the data were too few for a call.
+    """
+    before, after = report.before, report.after
+    assert before is not None  # of a report that is whole
+    assert after is not None
+    rows = [
+        (
+            name or "itself",
+            f"{weight:.1%}",
+            *(f"{shift.layers[name].score:.3g}" if name in shift.layers else ""
+              for shift in (before, after)),
+        )
+        for name, weight in report.weights.items()
+    ]  # fmt: skip
+    none = "" if before.shifted else "; there was no shift to adapt to"
+    return Group(
+        _table(("batch norm", "weight", "score before", "after"), rows, "lrrr"),
+        _left(report.left),
+        _line(
+            f"{len(report.done)} adapted, {len(report.left)} left; shift {before.score:.3g} → "
+            f"{after.score:.3g} nats, {report.examples:,} examples{_unused(unused)}{none}"
+        ),
+        _line("weight: how much the data count, beside what the layer remembers of its training."),
+    )
+
+
+def _unused(count: int) -> str:
+    return f"; the last {count} examples make no batch" if count else ""
 
 
 def _beside(name: str, other: str) -> str:

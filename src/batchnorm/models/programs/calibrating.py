@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from batchnorm.models.files import FileError, Model
-from batchnorm.models.programs.calibrate_onnx import calibrate_onnx, statistics_of_onnx
-from batchnorm.models.programs.calibrate_program import calibrate_program, statistics_of_program
-from batchnorm.models.programs.inputs import batches
+from batchnorm.models.files import Model
+from batchnorm.models.programs.calibrate_onnx import calibrate_onnx
+from batchnorm.models.programs.calibrate_program import calibrate_program
+from batchnorm.models.programs.layered import statistics_of_program
 from batchnorm.models.programs.moved import ProgramReport, Statistics
-from batchnorm.models.programs.running import inputs_of
+from batchnorm.models.programs.onnx_norms import statistics_of_onnx
+from batchnorm.models.programs.running import calls_of
 
 
 def calibrate_model(
@@ -33,12 +34,7 @@ def calibrate_model(
     Raises:
         FileError: The model cannot be calibrated, or there are fewer examples than it takes.
     """
-    count = len(values[0])
-    unused = count % size if inputs_of(model).batch_size is not None else 0
-    if unused == count:
-        raise FileError(f"got {count} examples, expected {size} or more, as many as it takes")
-    used = [value[: count - unused] for value in values]
-    calls = list(batches(used, size))
+    calls, unused = calls_of(model, values, size)
     if isinstance(model, torch.export.ExportedProgram):
         report = calibrate_program(model, calls, max_batches=max_batches)
     else:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from batchnorm.models.files import FileError, Model
 from batchnorm.models.onnx_session import session_of
-from batchnorm.models.programs.inputs import Inputs, inputs_of_onnx, inputs_of_program
+from batchnorm.models.programs.inputs import Inputs, batches, inputs_of_onnx, inputs_of_program
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -21,6 +21,27 @@ def inputs_of(model: Model) -> Inputs:
     if isinstance(model, torch.export.ExportedProgram):
         return inputs_of_program(model)
     return inputs_of_onnx(model)
+
+
+def calls_of(
+    model: Model, values: Sequence[Tensor], size: int
+) -> tuple[list[tuple[Tensor, ...]], int]:
+    """Return data as the values of one call after the other, and how many examples are left.
+
+    Args:
+        model: The model.
+        values: The data, of each input all examples.
+        size: How many examples go into a call. Where the model takes no other number, those that
+            are left at the end are not used.
+
+    Raises:
+        FileError: There are fewer examples than the model takes.
+    """
+    count = len(values[0])
+    unused = count % size if inputs_of(model).batch_size is not None else 0
+    if unused == count:
+        raise FileError(f"got {count} examples, expected {size} or more, as many as it takes")
+    return list(batches([value[: count - unused] for value in values], size)), unused
 
 
 def outputs_of(model: Model, values: Sequence[Tensor]) -> Any:

@@ -10,7 +10,7 @@ from torch import fx
 from torch.nn import functional as F
 
 from batchnorm.models.files import FileError
-from batchnorm.models.programs.calibrate_program import norms
+from batchnorm.models.programs.layered import norms
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -1,0 +1,331 @@
+"""How far data are from what running statistics remember: the score, its noise, its test."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from diagnose.drawn import draw, same, state_of, trained
+from torch import nn
+
+import batchnorm as bn
+from batchnorm.diagnose.evidence import corrected, discovered, excess, p_value
+
+
+def divergence(mean, var, kept_mean, kept_var, eps):
+    """The symmetric Kullback-Leibler divergence of normal distributions, by their definition."""
+    p, q = (
+        torch.distributions.Normal(m.double(), (v.double() + eps).sqrt())
+        for m, v in ((mean, var), (kept_mean, kept_var))
+    )
+    kl = torch.distributions.kl_divergence
+    return (kl(p, q) + kl(q, p)).mean()
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d, bn.BatchNorm1d])
+def test_the_score_of_many_examples_is_the_divergence(layer):
+    torch.manual_seed(0)
+    model = layer(5, momentum=None)
+    model.running_mean.normal_()
+    model.running_var.uniform_(0.5, 2)
+    x = torch.randn(20_000, 5) * torch.tensor([1.0, 2, 3, 0.5, 1]) + 1
+    report = bn.measure_shift(model.eval(), x.split(1000))
+    expected = divergence(
+        x.mean(0), x.var(0), model.running_mean, model.running_var, model.eps
+    )  # fmt: skip
+    assert report.score == pytest.approx(float(expected), rel=1e-3)
+    assert report.shifted
+    assert report.p_value < 1e-6
+    assert report.examples == 20_000
+    channel = max(report.channels, key=lambda c: c.channel)
+    assert channel.channel == 4
+    unit = (model.running_var[4] + model.eps).sqrt()
+    assert channel.mean == pytest.approx(float((x[:, 4].mean() - model.running_mean[4]) / unit))
+
+
+@pytest.mark.parametrize("count", [16, 32, 128, 512])
+def test_one_clean_sample_in_twenty_is_a_false_alarm(count):
+    model = trained()
+    seeds = range(200)
+    found = [bn.measure_shift(model, [draw(count, seed=seed)]) for seed in seeds]
+    alarms = np.mean([report.p_value <= 0.05 for report in found])
+    assert alarms <= 0.09  # 95% of such samples of 200 have no more
+    assert np.mean([report.shifted for report in found]) <= 0.09
+    layers = [any(layer.p_value <= 0.05 for layer in r.layers.values()) for r in found]
+    assert np.mean(layers) <= 0.09
+    if count >= 32:
+        assert np.mean([any(c.shifted for c in r.channels) for r in found]) <= 0.15
+
+
+def test_the_noise_that_is_taken_off_is_what_chance_gives():
+    model = trained(batches=400)
+    bn.calibrate(model, [draw(20_000, seed=1)], progress=False)
+    found = [bn.measure_shift(model, [draw(32, seed=seed)]) for seed in range(100)]
+    raw = [np.mean([c.score for c in r.channels]) for r in found]
+    assert abs(np.mean(raw)) < 0.15 * np.mean([r.noise for r in found])
+
+
+def test_positions_of_an_example_are_not_counted_as_examples():
+    layer = nn.BatchNorm2d(4).eval()
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(200):  # all positions of an example are the same
+        x = torch.randn(32, 4, 1, 1, generator=generator).expand(32, 4, 8, 8)
+        found.append(bn.measure_shift(layer, [x]).p_value <= 0.05)
+    assert np.mean(found) <= 0.09
+
+
+@pytest.mark.parametrize(("shift", "scale"), [(0.5, 1.0), (0.0, 1.5), (-0.3, 0.7)])
+def test_a_shift_of_32_examples_is_seen(shift, scale):
+    model = trained()
+    report = bn.measure_shift(model, [draw(32, shift, scale, seed=5)])
+    assert report.shifted
+    assert report.kind == "input"
+    assert repr(report).startswith("SHIFT of the inputs: score ")
+
+
+def test_a_shift_that_begins_late_is_not_one_of_the_inputs():
+    model = trained()
+    with torch.no_grad():
+        model[4].running_mean += 2 * model[4].running_var.sqrt()
+    report = bn.measure_shift(model, [draw(64, seed=3)])
+    assert (report.shifted, report.kind) == (True, "semantic")
+    assert [layer.shifted for layer in report.layers.values()] == [False, True]
+    assert "though not of the inputs" in repr(report)
+    assert "from '4' on" in repr(report)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 0.01, 0.3, 3, 100, 1e4])
+def test_a_change_of_scale_is_seen_however_large(scale):
+    model = nn.BatchNorm1d(6).eval()
+    x = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
+    assert bn.measure_shift(model, [scale * x]).shifted
+
+
+def test_what_is_below_the_tolerance_is_no_shift_however_sure():
+    model = bn.BatchNorm1d(3).eval()
+    x = torch.randn(100_000, 3, generator=torch.Generator().manual_seed(0)) + 0.05
+    report = bn.measure_shift(model, x.split(1000), train_batch_size=10**9)
+    assert report.p_value < 1e-6
+    assert report.score == pytest.approx(0.0025, rel=0.3)
+    assert (report.shifted, report.kind) == (False, "none")
+    assert bn.measure_shift(model, x.split(1000), train_batch_size=10**9, tolerance=0.001).shifted
+
+
+def test_the_split_of_the_data_does_not_matter():
+    model, x = trained(), draw(120, 0.3, seed=0)
+    whole, parts = (bn.measure_shift(model, data) for data in ([x], x.split(7)))
+    assert whole.score == pytest.approx(parts.score, rel=1e-6)
+    assert whole.noise == pytest.approx(parts.noise, rel=1e-6)
+
+
+def test_it_is_the_same_every_time_and_leaves_no_trace():
+    model = trained().train()
+    model[1].eval()
+    before, modes = state_of(model), [m.training for m in model.modules()]
+    state, x = torch.get_rng_state(), draw(40, seed=0)
+    first, second = (bn.measure_shift(model, [x]).to_dict() for _ in range(2))
+    assert first == second
+    assert json.loads(json.dumps(first)) is not None
+    assert same(model, before)
+    assert modes == [m.training for m in model.modules()]
+    assert torch.equal(state, torch.get_rng_state())
+
+    def failing(module, batch):
+        module(batch)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bn.measure_shift(model, [x], call=failing)
+    assert same(model, before)
+    assert modes == [m.training for m in model.modules()]
+
+
+def test_ours_and_those_of_torch_give_the_same():
+    theirs = trained()
+    ours = trained()
+    bn.convert(ours)
+    x = draw(50, 0.2, seed=2)
+    assert bn.measure_shift(ours, [x]).score == pytest.approx(bn.measure_shift(theirs, [x]).score)
+
+
+@pytest.mark.parametrize("rank", [2, 3, 4, 5])
+def test_every_rank(rank):
+    norm = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[rank](3)
+    shape = (40, 3, *[2] * (rank - 2))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    assert not bn.measure_shift(norm.eval(), [x]).shifted
+    assert bn.measure_shift(norm, [x + 1]).shifted
+
+
+def test_channels_anywhere_and_masks():
+    layer = bn.BatchNorm(3, channel_dim=-1).eval()
+    x = torch.randn(40, 7, 3, generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(7) < torch.arange(40)[:, None] % 8
+    padded = x.masked_fill(~mask[:, :, None], 50)
+
+    def call(model, batch):
+        return model(batch, mask=mask)
+
+    masked = bn.measure_shift(layer, [padded], call=call)
+    assert not masked.shifted
+    assert masked.examples == 35  # five of them have no position at all
+    assert bn.measure_shift(layer, [padded]).shifted
+    plain = bn.BatchNorm(3).eval()
+    alike = bn.measure_shift(plain, [x.mT]), bn.measure_shift(layer, [x])
+    assert alike[0].score == alike[1].score
+
+
+def test_examples_that_are_not_finite_are_left_out():
+    model = nn.BatchNorm1d(2).eval()
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    x[3, 1], x[9, 0] = math.nan, math.inf
+    report = bn.measure_shift(model, [x])
+    assert (report.examples, report.shifted) == (48, False)
+
+
+def test_a_layer_full_of_noise_does_not_hide_the_others():
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4)).eval()
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(32, 4, generator=generator).pow(5)
+
+    def call(module, batch):
+        module[0](batch)
+        module[1](noise)
+
+    model[1].running_var.copy_(noise.var(0))
+    model[1].running_mean.copy_(noise.mean(0))
+    report = bn.measure_shift(model, [torch.randn(32, 4, generator=generator) + 0.7], call=call)
+    assert report.shifted
+    assert [layer.shifted for layer in report.layers.values()] == [True, False]
+
+
+def test_a_constant_layer_beside_others():
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.ReLU(), nn.BatchNorm1d(2)).eval()
+    model[0].bias.data.fill_(-100)
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    model[2].running_mean.zero_()
+    report = bn.measure_shift(model, [x])
+    assert report.shifted  # its input is 0, and had a variance of 1
+    assert math.isfinite(report.score)
+    assert report.layers["2"].shifted
+
+
+def test_constant_data_and_dead_channels():
+    model = nn.BatchNorm1d(2).eval()
+    model.running_var[1] = 0
+    x = torch.zeros(30, 2)
+    x[:, 0] = torch.randn(30, generator=torch.Generator().manual_seed(0))
+    assert not bn.measure_shift(model, [x]).shifted
+    report = bn.measure_shift(model, [torch.ones(30, 2)])
+    assert report.shifted
+    assert all(math.isfinite(c.score) for c in report.channels)
+
+
+def test_a_layer_that_is_used_twice_and_one_that_is_not():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.other = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            return self.norm(self.norm(x))
+
+    report = bn.measure_shift(Twice().eval(), torch.randn(30, 3).split(8))
+    assert list(report.layers) == ["norm"]
+    assert report.examples == 30
+    assert report.left == {"other": "it did not run"}
+
+
+def test_half_types_and_compiled_models():
+    x = draw(40, 0.5, seed=1)
+    model = trained()
+    expected = bn.measure_shift(model, [x])
+    half = bn.measure_shift(trained().bfloat16(), [x.bfloat16()])
+    assert half.shifted
+    assert half.score == pytest.approx(expected.score, rel=0.1)
+    compiled = torch.compile(model, backend="eager")
+    compiled(x)
+    assert bn.measure_shift(compiled, [x]).score == pytest.approx(expected.score)
+
+
+class TestWhatIsWrong:
+    """Errors say what was got, and the way out."""
+
+    def test_a_folded_model(self):
+        with pytest.raises(ValueError, match=r"no batch norm at all.*before it is folded"):
+            bn.measure_shift(nn.Linear(3, 3), [torch.randn(8, 3)])
+
+    def test_no_statistics(self):
+        model = nn.BatchNorm1d(3, track_running_stats=False)
+        with pytest.raises(ValueError, match="itself: it has no running statistics"):
+            bn.measure_shift(model, [torch.randn(8, 3)])
+
+    @pytest.mark.parametrize(
+        ("data", "why"),
+        [([], "did not run"), ([torch.randn(1, 3)], "it saw 1 finite examples: two or more")],
+    )
+    def test_too_few_examples(self, data, why):
+        with pytest.raises(ValueError, match=why):
+            bn.measure_shift(nn.BatchNorm1d(3), data)
+
+    def test_statistics_that_are_not_finite(self):
+        model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3)).eval()
+        model[0].running_var[1] = math.nan
+        x = torch.randn(8, 3)
+        with pytest.raises(ValueError, match="no batch norm says anything"):
+            bn.measure_shift(model, [x])
+        model[0].eps = 1.0
+        model[0].running_var[1] = 1.0
+        model[1].running_mean[0] = math.inf
+        report = bn.measure_shift(model, [x])
+        assert report.left == {"1": "its running statistics are not finite: see bn.check"}
+
+    def test_a_batch_of_no_kind(self):
+        with pytest.raises(TypeError, match="a batch is a str"):
+            bn.measure_shift(nn.BatchNorm1d(3), ["x"])
+
+
+def test_the_report_of_a_deep_network_fits_a_terminal():
+    model = nn.Sequential(*[nn.BatchNorm1d(2) for _ in range(30)]).eval()
+    for layer in model:
+        layer.register_buffer("running_mean", torch.ones(2))
+    report = bn.measure_shift(model, [torch.randn(60, 2)])
+    lines = repr(report).splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert any("more, which moved less" in line for line in lines)
+    assert len(lines) < 20
+
+
+def test_the_picture_has_every_layer():
+    pytest.importorskip("matplotlib")
+    report = bn.measure_shift(trained(), [draw(40, 1.0, seed=0)])
+    scores, channels = report.plot().axes
+    assert len(scores.patches) == 2
+    assert [text.get_text() for text in scores.get_yticklabels()] == ["1", "4"]
+    assert sum(len(line.get_xdata()) for line in channels.lines) == 20
+
+
+class TestTests:
+    """The tests of hypotheses, held to tables and to simulation."""
+
+    def test_holm(self):
+        assert corrected([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+        assert corrected([0.9, 0.8]) == [1.0, 1.0]
+
+    def test_benjamini_and_hochberg(self):
+        p = torch.tensor([0.9, 0.01, 0.02, 0.03, 0.5])
+        assert discovered(p, 0.05).tolist() == [False, True, True, True, False]
+        assert not discovered(torch.tensor([0.2, 0.5]), 0.05).any()
+
+    def test_excess_is_standard_normal_for_sums_of_squares(self):
+        generator = torch.Generator().manual_seed(0)
+        found = []
+        for _ in range(500):
+            x = torch.randn(20, 6, generator=generator)  # examples, channels
+            drawn = torch.randn(200, 20, generator=generator) @ (x - x.mean(0)) / math.sqrt(20 * 19)
+            found.append(excess(x.mean(0).square().mean(), drawn.square().mean(1), 20))
+        for level in (0.5, 0.1, 0.05):
+            share = np.mean([p_value(z) <= level for z in found])
+            assert share == pytest.approx(level, abs=4 * math.sqrt(level / 500))
