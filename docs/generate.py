@@ -43,7 +43,8 @@ def main() -> None:
     for folder, summary in ((STUDY, found), (PAPER, paper)):
         for name in (name for verdict in summary.verdicts for name, _ in verdict.figures):
             shutil.copy(folder / "figures" / f"{name}.png", PICTURES)
-    put(ROOT / "docs" / "shift.md", *SHIFTS, (STUDY / "shifts.md").read_text(encoding="utf-8"))
+    shifts = (STUDY / "shifts.md").read_text(encoding="utf-8").strip()
+    put(ROOT / "docs" / "shift.md", SHIFTS[0], shifts, SHIFTS[1])
     shutil.copy(STUDY / "shifts.png", PICTURES)
     page = (STUDY / "report.md").read_text(encoding="utf-8").replace("(figures/", "(images/study/")
     (ROOT / "docs" / "study.md").write_text(page, encoding="utf-8")
