@@ -64,6 +64,7 @@ readme: $(READY) ## study everything, and write what was found into README.md an
 	$(BIN)/batchnorm study --paper --out study/paper
 	$(BIN)/batchnorm study shifts
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/pictures.py
 
 format: $(READY) ## format the sources
 	$(BIN)/ruff format .

@@ -456,3 +456,48 @@ def test_row_08_folding_changes_nothing_and_misses_nothing():
     assert report.folded == {"before": ["linear"]}
     assert report.left == {"after": "add reads what it normalizes, too; add reads what it returns"}
     assert report.max_error < 1e-5
+
+
+def test_row_01_evaluation_is_far_worse_than_training():
+    """They say: "eval() is far worse than train()"."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    centres = 3 * torch.randn(3, 8)
+
+    def batches(count):
+        labels = [torch.randint(3, (64,)) for _ in range(count)]
+        return [(centres[y] + torch.randn(64, 8), y) for y in labels]
+
+    for x, y in batches(100):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    data = batches(10)
+    assert bn.check(model, data).ok
+    model[1].reset_running_stats()  # as a checkpoint does that left the buffers out
+    report = bn.check(model, data)
+    assert not report.ok
+    causes = {finding.code: finding for finding in report.findings}
+    assert causes["eval_train_gap"].layer == "1"
+    cause = causes["never_updated"]
+    assert cause.layer == "1"
+    exec(cause.fix, {"bn": bn, "model": model, "data": [x for x, _ in data]})
+    assert bn.check(model, data).ok
+
+
+def test_row_24_adaptation_at_test_time_is_watched_and_taken_back():
+    """They say: "test-time adaptation is fragile"."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    x = torch.randn(300, 8)
+    bn.calibrate(model, [x])
+    y = model(x).argmax(1)
+    before = copy.deepcopy(model.state_dict())
+    shifted = [(part + 2, labels) for part, labels in zip(x.split(100), y.split(100), strict=True)]
+    report = bn.adapt(model, shifted, entropy_steps=300, learning_rate=3.0)
+    assert report.sharpened.collapse is not None  # and so it was taken back
+    assert report.gain.before < report.gain.after  # by the statistics alone
+    report.undo()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])

@@ -111,6 +111,24 @@ def test_channels_last_and_large_pictures():
     assert detector.looks[0].z > 3
 
 
+def test_places_of_a_picture_that_are_not_alike():
+    """Every fourth column is bright: a look at some of the columns must not mistake them for all."""
+    layer = nn.BatchNorm2d(3, momentum=None)
+    generator = torch.Generator().manual_seed(0)
+    columns = 4.0 * (torch.arange(16) % 4 == 0)
+
+    def batch():
+        return torch.randn(32, 3, 16, 16, generator=generator) + columns
+
+    for _ in range(20):
+        layer(batch())
+    with bn.ShiftDetector(layer.eval(), positions=16) as detector:
+        for _ in range(20):
+            layer(batch())
+    assert not detector.alarm
+    assert np.mean([look.z for look in detector.looks]) < 1
+
+
 def test_one_odd_batch_is_no_alarm():
     model = trained()
     with bn.ShiftDetector(model, run_length=1000) as detector:

@@ -64,7 +64,7 @@ class ShiftDetector:
         run_length: How many windows there are, on average, between two false alarms.
         layers: How many layers are heard, evenly over the depth of the model.
         channels: About how many channels of each, evenly over all of them.
-        positions: About how many positions of each example, likewise.
+        positions: How many positions, drawn anew for each example.
         where: Which layers they are chosen from; see `freeze`.
         train_batch_size: See `measure_shift`.
         tolerance: Likewise; it is taken off each score, so that what the running statistics are off

@@ -26,14 +26,18 @@ class Seen(NamedTuple):
     channel_dim: int
     mask: Tensor | None
 
-    def rows(self, most: int | None = None) -> tuple[Tensor, Tensor | None]:
+    def rows(
+        self, most: int | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the values as (examples, channels, positions), and the weights beside them.
 
         The examples are along the first dimension that is not the channels'. The weights have shape
         (examples, 1, positions), and are None if all count alike.
 
         Args:
-            most: About how many positions, evenly over all of them; all if left out.
+            most: How many positions, each example its own, for a place of a picture is not like
+                another; all if left out.
+            generator: What they are drawn by, on the CPU.
         """
         channel = self.channel_dim % self.x.ndim
         example = 1 if channel == 0 else 0
@@ -41,13 +45,19 @@ class Seen(NamedTuple):
         order = [example, channel, *rest]
         values = self.x.permute(order)
         values = values.flatten(2) if rest else values[:, :, None]
-        step = 1 if most is None else max(values.shape[2] // most, 1)
-        if self.mask is None:
-            return values[:, :, ::step], None
-        positions = [size for dim, size in enumerate(self.x.shape) if dim != channel]
-        places = torch.broadcast_to(self.mask, positions).unsqueeze(channel).permute(order)
-        places = places.flatten(2) if rest else places[:, :, None]
-        return values[:, :, ::step], places[:, :, ::step].to(torch.float32)
+        places = None
+        if self.mask is not None:
+            positions = [size for dim, size in enumerate(self.x.shape) if dim != channel]
+            places = torch.broadcast_to(self.mask, positions).unsqueeze(channel).permute(order)
+            places = places.flatten(2) if rest else places[:, :, None]
+            places = places.to(torch.float32)
+        count, _, length = values.shape
+        if most is not None and length > most:
+            drawn = torch.randint(length, (count, most), generator=generator).to(values.device)
+            rows = torch.arange(count, device=values.device)[:, None]
+            values = values[rows, :, drawn].mT
+            places = None if places is None else places[rows, :, drawn].mT
+        return values, places
 
 
 @contextmanager

@@ -21,6 +21,7 @@ def depth_profile(report: ShiftReport) -> Figure:
         report: What was measured.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(7.2, 4.8), layout="constrained")
     scores, channels = figure.subplots(1, 2)
@@ -52,6 +53,11 @@ def depth_profile(report: ShiftReport) -> Figure:
             label=f"{len(chosen)} {'shifted' if moved else 'as they were'}",
         )
     channels.set_yscale("log")
+    low, high = channels.get_ylim()
+    channels.set_ylim(min(low, 0.5), max(high, 2))
+    channels.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    channels.yaxis.set_major_formatter("{x:g}")
+    channels.yaxis.set_minor_formatter(NullFormatter())
     channels.set_xlabel("mean, moved by so many sd")
     channels.set_ylabel("variance, times what it was")
     channels.set_title("channels", fontsize=9)

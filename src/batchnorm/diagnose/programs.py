@@ -65,7 +65,7 @@ def shift_of_model(
             few examples.
     """
     calls, _ = calls_of(model, values, size)
-    with _told():
+    with told():
         if isinstance(model, torch.export.ExportedProgram):
             made = _layered(model)
             report = measure_shift(
@@ -108,14 +108,14 @@ def adapt_model(
     if prior is not None and not prior >= 0:
         raise FileError(f"prior is {prior}: expected 0 or more")
     calls, _ = calls_of(model, values, size)
-    with _told():
+    with told():
         if isinstance(model, torch.export.ExportedProgram):
             return _adapt_program(model, calls, prior, max_batches, train_batch_size)
         return _adapt_onnx(model, calls, prior, max_batches, train_batch_size)
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def told() -> Iterator[None]:
     """Let what is wrong with model or data be an error of the file."""
     try:
         yield
@@ -137,13 +137,18 @@ def _observable(model: ModelProto) -> tuple[list[Norm], dict[str, str]]:
     return found, left
 
 
-def _check_any(found: Sequence[Norm] | Mapping[str, Any], left: Mapping[str, str]) -> None:
-    """Raise unless there is a batch norm with statistics that can be read."""
+def check_there(found: Sequence[Norm] | Mapping[str, Any], left: Mapping[str, str]) -> None:
+    """Raise unless there is a batch norm, be it one with statistics or one that was left."""
     if not found and not left:
         raise FileError(
             "it has no batch norm, and a folded one remembers nothing of its training data: take "
             "the model before it is folded, exported by torch.onnx.export with optimize=False"
         )
+
+
+def _check_any(found: Sequence[Norm] | Mapping[str, Any], left: Mapping[str, str]) -> None:
+    """Raise unless there is a batch norm with statistics that can be read."""
+    check_there(found, left)
     if not found:
         why = "; ".join(f"{name or 'itself'}: {reason}" for name, reason in left.items())
         raise FileError(f"none of its batch norms has running statistics to compare with ({why})")

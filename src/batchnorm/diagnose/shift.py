@@ -193,8 +193,8 @@ class Look:
 
     Args:
         layers: Their names, and the evidence of each.
-        most: At how many positions of an example, evenly over all; at all if left out.
-        seed: What the replicates are drawn by.
+        most: At how many positions of an example, drawn for each; at all if left out.
+        seed: What replicates and positions are drawn by.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class Look:
 
     def __call__(self, name: str, seen: Seen) -> None:
         """See what a layer got."""
-        x, places = seen.rows(self._most)
+        x, places = seen.rows(self._most, self._generator)
         self.evidence[name].add(x, places, self._weights_of(name, x))
 
     def add_each(self, found: Mapping[str, Tensor]) -> None:

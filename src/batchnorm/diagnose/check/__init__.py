@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
@@ -120,13 +120,23 @@ def check(
     known = Known(model, layers, optimizer, copies or {}, process_group)
     if data is not None:
         look(known, data, call, max_batches, progress)
-    findings = [finding for find in _CHECKS for finding in find(known)]
+    return report_of(known, _CHECKS)
+
+
+def report_of(known: Known, checks: Iterable[Callable[[Known], Iterator[Finding]]]) -> HealthReport:
+    """Return what checks find, and the gap between evaluation and training that it explains.
+
+    Args:
+        known: What is known of a model.
+        checks: Each yields what it finds.
+    """
+    findings = [finding for find in checks for finding in find(known)]
     findings = [*gap.find(known, findings), *findings]
-    if not layers:
-        findings.append(_none(model))
+    if not known.layers:
+        findings.append(_none(known.model))
     return HealthReport(
         sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)),
-        len(layers),
+        len(known.layers),
         known.batches,
         {name: found.distance for name, found in known.gaps.items()},
         known.outputs.distance(),

@@ -58,7 +58,7 @@ def find(known: Known) -> Iterator[Finding]:
                 if made_of.startswith("ghost")
                 else f"data = torch.utils.data.DataLoader(data.dataset, {_ENOUGH}, shuffle=True)",
             )
-    yield from _unshuffled(known)
+    yield from unshuffled(known)
 
 
 def _together(layer: _BatchNorm, examples: int) -> tuple[int, str]:
@@ -84,7 +84,8 @@ def _processes(layer: _BatchNorm) -> int:
     return torch.distributed.get_world_size(None if group == "world" else group)
 
 
-def _unshuffled(known: Known) -> Iterator[Finding]:
+def unshuffled(known: Known) -> Iterator[Finding]:
+    """Find the first layer that sees that examples are sorted."""
     names = [name for name in known.seen if name in known.layers]
     spreads: dict[str, Spread] = {name: known.seen[name].spread for name in names}
     sorted_labels = _is_sorted(known.labels)

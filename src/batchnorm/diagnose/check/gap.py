@@ -151,5 +151,5 @@ def _explained(known: Known, first: str, others: Sequence[Finding]) -> tuple[str
     return (
         f"{where} are not those that the statistics were taken with: averaged, quantized, loaded "
         "or moved since, or another preparation of the data",
-        "bn.calibrate(model, data)",
+        known.recalibrated(first),
     )

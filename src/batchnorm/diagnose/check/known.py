@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.diagnose.check.finding import spelled
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 #: How a layer of this package is frozen.
 RUNNING = ("running", "never")
+#: More labels than that are taken as so many kinds, by their remainder.
+_KINDS = 64
 
 
 @dataclass
@@ -60,6 +63,13 @@ class Known:
     def gaps(self) -> dict[str, Gap]:
         """Return how far each layer is from what it gets, in the order of the calls."""
         return gaps(self.layers, self.seen)
+
+    def add(self, evaluation: Any, by_batch: Any, labels: Tensor | None) -> None:
+        """Note what the model returned for a batch, twice, as `Outputs.add` takes it."""
+        if labels is not None:
+            self.labels.add(F.one_hot(labels.long() % _KINDS, _KINDS).cpu())
+        self.outputs.add(evaluation, by_batch, labels)
+        self.batches += 1
 
     def spelled(self, name: str) -> str:
         """Return a layer as one writes it in Python."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.diagnose.check import neighbours
@@ -28,9 +27,6 @@ from batchnorm.models.batches import (
     set_rng_states,
 )
 from batchnorm.models.walk import batch_norms
-
-#: More labels than that are taken as so many kinds, by their remainder.
-_KINDS = 64
 
 
 def look(
@@ -64,15 +60,12 @@ def look(
             for batch in limited(data, max_batches):
                 examples = examples_in(batch)
                 labels = labels_in(batch, examples)
-                if labels is not None:
-                    known.labels.add(F.one_hot(labels.long() % _KINDS, _KINDS).cpu())
                 evaluated = _observe(model, known.layers, known.seen, batch, call)
                 with _by_the_batch(by_batch):
                     try:
                         others = call_with(model, batch, call)
                     except ValueError:  # one value a channel has no variance
                         others = None
-                known.outputs.add(evaluated, others, labels)
                 if known.batches == 0:
                     known.neighbours = neighbours.look(
                         model, known.layers, partial(call_with, model, batch, call)
@@ -80,7 +73,7 @@ def look(
                 for name, copy in known.copies.items():
                     seen = known.of_copies.setdefault(name, {})
                     _observe(copy, batch_norms(copy), seen, batch, call)
-                known.batches += 1
+                known.add(evaluated, others, labels)
                 advance()
     finally:
         set_rng_states(random)

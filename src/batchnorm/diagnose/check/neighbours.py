@@ -174,5 +174,5 @@ def find(known: Known) -> Iterator[Finding]:
             evidence,
             "in training its variance is part of the statistics, in evaluation it is gone: move "
             "the dropout behind the last batch norm, or take statistics without it",
-            "bn.calibrate(model, data)",
+            known.recalibrated(layer),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -66,6 +66,20 @@ class HealthReport:
         """
         return all(finding.severity == "note" for finding in self.findings)
 
+    @property
+    def counts(self) -> str:
+        """Return how many findings there are, in how much.
+
+        Example:
+            >>> import batchnorm as bn
+            >>> bn.check(bn.BatchNorm(3)).counts
+            '0 errors, 0 warnings, 0 notes in 1 batch norm, without data'
+        """
+        counts = [sum(f.severity == s for f in self.findings) for s in SEVERITIES]
+        found = ", ".join(_plural(n, s) for n, s in zip(counts, SEVERITIES, strict=True))
+        data = f"over {_plural(self.batches, 'batch', 'es')}" if self.batches else "without data"
+        return f"{found} in {_plural(self.layers, 'batch norm')}, {data}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain data.
 
@@ -120,21 +134,16 @@ class HealthReport:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        counts = [sum(f.severity == s for f in self.findings) for s in SEVERITIES]
-        found = ", ".join(_plural(n, s) for n, s in zip(counts, SEVERITIES, strict=True))
-        data = f"over {_plural(self.batches, 'batch', 'es')}" if self.batches else "without data"
-        yield fill(f"{found} in {_plural(self.layers, 'batch norm')}, {data}", 80)
+        yield fill(self.counts, 80)
         if self.accuracy is not None:
             by = self.accuracy
             yield (
                 f"accuracy {by['evaluation']:.3f} in evaluation, {by['batch']:.3f} by the "
                 "batches' own moments"
             )
-        groups: dict[str, list[Finding]] = {}
-        for finding in self.findings:
-            groups.setdefault(f"{finding.severity} {finding.code}", []).append(finding)
-        for title, some in groups.items():
-            yield _filled(f"{title} at {_listed([f.layer for f in some])}", "  ")
+        for some in grouped(self.findings):
+            title = f"{some[0].severity} {some[0].code}"
+            yield _filled(f"{title} at {listed(some)}", "  ")
             yield _entry("found", some[0].evidence)
             yield _entry("why", some[0].cause)
             fixes = list(dict.fromkeys(finding.fix for finding in some))
@@ -152,8 +161,17 @@ def _plural(count: int, what: str, ending: str = "s") -> str:
     return f"{count} {what}{ending if count != 1 else ''}"
 
 
-def _listed(names: list[str]) -> str:
-    shown = [name or "itself" for name in names]
+def grouped(findings: Iterable[Finding]) -> list[list[Finding]]:
+    """Return findings in groups of one severity and code, in their order."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault((finding.severity, finding.code), []).append(finding)
+    return list(groups.values())
+
+
+def listed(findings: Iterable[Finding]) -> str:
+    """Return the names of the layers, or how many there are."""
+    shown = [finding.layer or "itself" for finding in findings]
     listed = ", ".join(shown)
     if len(listed) <= _NAMES or len(shown) == 1:
         return listed

@@ -63,7 +63,8 @@ class Tape(TorchFunctionMode):
         if not self._inside:
             made = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
             if made:
-                self._note(getattr(func, "__name__", ""), args, kwargs, made)
+                name, _, _ = getattr(func, "__name__", "").partition(".")  # of `dropout.default`
+                self._note(name, args, kwargs, made)
         return result
 
     def _note(

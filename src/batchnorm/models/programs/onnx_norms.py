@@ -19,8 +19,8 @@ from batchnorm.models.programs.protobuf import parts
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-#: Where a batch norm of ONNX has its running mean and variance.
-_MEAN, _VAR = 3, 4
+#: Where a batch norm of ONNX has gamma and beta, and its running mean and variance.
+_GAMMA, _BETA, _MEAN, _VAR = 1, 2, 3, 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +31,13 @@ class Norm:
         name: What the layer is called.
         node: Its node.
         arrays: The running mean and variance; None where they are computed in the graph.
+        affine: Likewise, gamma and beta.
     """
 
     name: str
     node: NodeProto
     arrays: tuple[NDArray[Any], NDArray[Any]] | None
+    affine: tuple[NDArray[Any], NDArray[Any]] | None
 
     @property
     def statistics(self) -> Statistics:
@@ -65,14 +67,18 @@ def norms(model: ModelProto) -> list[Norm]:
             values[node.output[0]] = values[node.input[0]]
         elif node.op_type == "Constant" and node.attribute[0].name == "value":
             values[node.output[0]] = node.attribute[0].t
+
+    def read(node: NodeProto, *places: int) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        one, other = (values.get(node.input[at]) for at in places)
+        if one is None or other is None:
+            return None
+        return onnx.numpy_helper.to_array(one), onnx.numpy_helper.to_array(other)
+
     found: dict[str, Norm] = {}
     for node in model.graph.node:
         if node.op_type == "BatchNormalization":
             name = norm_name(node, found)
-            mean, var = (values.get(node.input[at]) for at in (_MEAN, _VAR))
-            to_array = onnx.numpy_helper.to_array
-            arrays = None if mean is None or var is None else (to_array(mean), to_array(var))
-            found[name] = Norm(name, node, arrays)
+            found[name] = Norm(name, node, read(node, _MEAN, _VAR), read(node, _GAMMA, _BETA))
     return list(found.values())
 
 

@@ -125,7 +125,7 @@ def observe(
     Raises:
         FileError: ONNX Runtime cannot run it.
     """
-    session = checked_session_of(_telling(model, wanted, hear_moments, hear_each))
+    session = checked_session_of(telling(model, wanted, hear_moments, hear_each))
     names = [tensor.name for tensor in inputs_of_onnx(model).tensors]
     wished = [*_MOMENTS] * (hear_moments is not None) + [_EACH] * (hear_each is not None)
     outputs = [_output(what, at) for at in range(len(wanted)) for what in wished]
@@ -152,10 +152,17 @@ def _output(what: str, at: int) -> str:
     return f"{_DOMAIN}.{what}.{at}"
 
 
-def _telling(
+def telling(
     model: ModelProto, wanted: Sequence[Norm], hear_moments: object, hear_each: object
 ) -> ModelProto:
-    """Return a copy of a model that returns what is to be heard, too."""
+    """Return a copy of a model that returns what is to be heard, too.
+
+    Args:
+        model: The model.
+        wanted: Which batch norms tell something.
+        hear_moments: Unless it is None, they tell the moments of the batch, and normalize by them.
+        hear_each: Unless it is None, they tell what `observe` says.
+    """
     import onnx
 
     told = _copied(model)
