@@ -25,11 +25,10 @@ def main() -> None:
     model = build(network, NORMALIZED, data.shape, data.classes, seed=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=network.usual_rate)
     with bn.Monitor(model, every=5) as monitor:
-        for at, (x, y) in enumerate(batches(data, 60, 0, torch.float32)):
-            if at == STEPS:
-                break
+        for _, (x, y) in zip(range(STEPS), batches(data, 60, 0, torch.float32), strict=False):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     monitor.plot().savefig(PICTURES / "monitor.png", dpi=110)
 
@@ -47,10 +46,8 @@ def main() -> None:
 @torch.no_grad()
 def _spoil(model: nn.Module) -> None:
     """Let one layer have the statistics of other data, as weights do that were averaged."""
-    layers: list[Tensor] = [
-        m.running_mean for m in model.modules() if isinstance(m, nn.BatchNorm2d)
-    ]
-    layers[1] += 3
+    second = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)][1]
+    second.get_buffer("running_mean").add_(3)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import math
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from torch import Tensor
 
 from batchnorm.cli.command import (
     NOTHING,
@@ -20,26 +16,16 @@ from batchnorm.cli.command import (
     Source,
     command,
     say_written,
-    working,
 )
-from batchnorm.cli.data import SPELLINGS, read_inputs, shifted
 from batchnorm.cli.ending import end
-from batchnorm.models.files import (
-    FileError,
-    Model,
-    NotVerified,
-    check_paths,
-    naming,
-    read,
-    whole,
-    write,
-)
+from batchnorm.cli.looking import STDOUT, Data, Html, Json, MaxBatches, finite, read_both, save
+from batchnorm.cli.looking import check_paths as check_pages
+from batchnorm.models.files import Model, NotVerified, check_paths, naming, write
 from batchnorm.study.shifts import SHIFTS
 
 if TYPE_CHECKING:
     from batchnorm.diagnose.shift import ShiftReport
 
-_Data = Annotated[str, typer.Argument(metavar="DATA", help=SPELLINGS)]
 _Shift = Annotated[
     str | None,
     typer.Option(
@@ -48,7 +34,6 @@ _Shift = Annotated[
         help=f"Shift pictures first: {', '.join(SHIFTS)}, from 1 to 5, as blur:3.",
     ),
 ]
-_MaxBatches = Annotated[int | None, typer.Option(min=1, help="How many calls at most.")]
 _TrainBatchSize = Annotated[
     int, typer.Option(min=1, help="Examples in a batch of the training run.")
 ]
@@ -62,18 +47,13 @@ class _FailOn(StrEnum):
 
 def shift(
     model: Source,
-    data: _Data,
+    data: Data,
     shift: _Shift = None,
     batch_size: BatchSize = None,
-    max_batches: _MaxBatches = None,
+    max_batches: MaxBatches = None,
     train_batch_size: _TrainBatchSize = 32,
-    html: Annotated[
-        Path | None, typer.Option(help="A page with table, picture, and what to do.")
-    ] = None,
-    json_file: Annotated[
-        str | None,
-        typer.Option("--json", metavar="FILE|-", help="All numbers; - for the standard output."),
-    ] = None,
+    html: Html = None,
+    json_file: Json = None,
     fail_on: Annotated[
         _FailOn | None, typer.Option(help="End with status 1 if there is a shift.")
     ] = None,
@@ -88,12 +68,10 @@ def shift(
         from batchnorm.cli import tables
         from batchnorm.diagnose.programs import shift_of_model
 
-        to_stdout = json_file == "-"
-        pages = {"--html": html, "--json": Path(json_file) if json_file and not to_stdout else None}
-        for option, path in pages.items():
-            if path is not None:
-                _check_path(option, path)
-        source, values, size, unused = _read(model, data, shift, batch_size, held_out=True)
+        check_pages(html, json_file)
+        source, values, size, unused = read_both(
+            model, data, batch_size, shift=shift, held_out=True
+        )
         with naming(model, RUNS):
             report = shift_of_model(
                 source,
@@ -102,29 +80,21 @@ def shift(
                 max_batches=max_batches,
                 train_batch_size=train_batch_size,
             )
-        Console(stderr=to_stdout).print(tables.shifted(report, unused))
-        if json_file is not None:
-            found = json.dumps(_plain(report), indent=2, allow_nan=False)
-            if to_stdout:
-                print(found)
-            else:
-                _save("--json", Path(json_file), found + "\n")
-        if html is not None:
+        Console(stderr=json_file == STDOUT).print(tables.shifted(report, unused))
+
+        def page() -> str:
             from batchnorm.cli.shift_page import page
 
-            with working("drawing"):
-                content = page(report, model, data if shift is None else f"{data}, {shift}")
-            _save("--html", html, content)
-        for path in pages.values():
-            if path is not None and not to_stdout:
-                say_written(path)
+            return page(report, model, data if shift is None else f"{data}, {shift}")
+
+        save(html, json_file, page, _plain(report))
         if fail_on is not None and report.shifted:
             end(f"{model}: the data have shifted, and --fail-on says so", 1)
 
 
 def adapt(
     model: Source,
-    data: _Data,
+    data: Data,
     out: Out,
     shift: _Shift = None,
     prior: Annotated[
@@ -136,7 +106,7 @@ def adapt(
         ),
     ] = None,
     batch_size: BatchSize = None,
-    max_batches: _MaxBatches = None,
+    max_batches: MaxBatches = None,
     train_batch_size: _TrainBatchSize = 32,
 ) -> None:
     """Blend what batch norms remember with other data, to which the model adapts without labels.
@@ -151,7 +121,7 @@ def adapt(
         from batchnorm.models.programs.calibrating import same_statistics
 
         check_paths(model, out)
-        source, values, size, unused = _read(model, data, shift, batch_size)
+        source, values, size, unused = read_both(model, data, batch_size, shift=shift)
         with naming(model, RUNS):
             report = adapt_model(
                 source,
@@ -173,52 +143,8 @@ def adapt(
         say_written(out)
 
 
-def _read(
-    model: Path, data: str, shift: str | None, batch_size: int | None, *, held_out: bool = False
-) -> tuple[Model, tuple[Tensor, ...], int, int]:
-    """Return a model, data, how many examples go into a call, and how many are left at the end."""
-    from batchnorm.models.programs.running import inputs_of
-
-    with working("reading"):
-        source = read(model)
-    with naming(model, RUNS):
-        inputs = inputs_of(source)
-        size = inputs.chosen_batch_size(batch_size)
-    values = read_inputs(data, inputs, held_out=held_out)
-    if shift is not None:
-        values = shifted(shift, values)
-    unused = len(values[0]) % size if inputs.batch_size is not None else 0
-    return source, values, size, unused
-
-
-def _check_path(option: str, path: Path) -> None:
-    """Raise unless a file can be written there, before what takes its time is done."""
-    where = f"{option} {path}"
-    if not path.parent.is_dir():
-        raise FileError(f"{path.parent} is no folder; make it, or name another one", where)
-    if path.is_dir():
-        raise FileError("is a folder; name a file in it", where)
-
-
-def _save(option: str, path: Path, content: str) -> None:
-    """Write a file whole, or not at all."""
-    try:
-        with whole(path) as partial:
-            partial.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise FileError(f"{error.strerror}; name another file", f"{option} {path}") from error
-
-
 def _plain(report: ShiftReport) -> Any:
-    """Return a report as JSON has it: without numbers that are not finite."""
+    """Return a report as JSON has it."""
     found = report.to_dict()
     found["channels"] = found["channels"][:_CHANNELS]
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(inner) for key, inner in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(inner) for inner in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return plain(found)
+    return finite(found)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from dataclasses import replace
-from html import escape
 
 from batchnorm.cli import shift_words as words
+from batchnorm.cli.page import code, framed, label, picture, text
 from batchnorm.diagnose.shift import ShiftReport, p_text
-from batchnorm.environment import describe
-from batchnorm.study.errors import printable
-from batchnorm.study.markup import Html, document, table
+from batchnorm.study.markup import table
 
 #: How many channels are listed, those that moved most.
 _CHANNELS = 20
@@ -41,17 +37,17 @@ def page(report: ShiftReport, model: object, data: str) -> str:
         model: What is called the model.
         data: What the data are called.
     """
-    todo = "".join(f"<li>{_code(text)}</li>" for text in words.advice(report))
-    named = {"model": str(model), "data": data, **describe()}
-    made_on = "".join(f"<dt>{_text(name)}</dt><dd>{_text(v)}</dd>" for name, v in named.items())
+    todo = "".join(f"<li>{code(step)}</li>" for step in words.advice(report))
+    layers_drawn = {label(name): layer for name, layer in report.layers.items()}
+    drawn = picture(replace(report, layers=layers_drawn).plot, "scores of layers and channels")
     layers = table(
         ("batch norm", "score", "by chance", "p", "channels shifted", ""),
         (
             (
-                _text(name or "itself"),
+                text(name or "itself"),
                 f"{layer.score:.3g}",
                 f"{layer.noise:.2g}",
-                p_text(layer.p_value),
+                ptext(layer.p_value),
                 "{1} of {0}".format(*layer.channels),
                 "shifted" if layer.shifted else "",
             )
@@ -62,7 +58,7 @@ def page(report: ShiftReport, model: object, data: str) -> str:
         ("batch norm", "channel", "score", "mean", "variance"),
         (
             (
-                _text(channel.layer or "itself"),
+                text(channel.layer or "itself"),
                 str(channel.channel),
                 f"{channel.score:.3g}",
                 f"{channel.mean:+.2f} standard deviations",
@@ -72,58 +68,25 @@ def page(report: ShiftReport, model: object, data: str) -> str:
         ),
     )
     left = table(
-        ("left out", "because"), ((_text(n or "itself"), w) for n, w in report.left.items())
+        ("left out", "because"), ((text(n or "itself"), w) for n, w in report.left.items())
     )
-    body = f"""<header>
-<h1>{escape(words.verdict(report))}</h1>
-<p class="lead">{_text(words.meaning(report))}</p>
-<p class="soft">{_text(data)}, seen by {_text(str(model))}: {escape(words.numbers(report))}.</p>
-</header>
-<main>
-{f"<section><h2>What to do</h2><ol>{todo}</ol></section>" if todo else ""}
+    main = f"""{f"<section><h2>What to do</h2><ol>{todo}</ol></section>" if todo else ""}
 <section>
 <h2>Where it is</h2>
-<figure>{_picture(report)}
+<figure>{drawn}
 <figcaption>Left: the score of each layer, from the inputs down. Right: each channel, by how far its
 mean and its variance have moved; without a shift all are near 0 and 1.</figcaption></figure>
 {layers}
 {left if report.left else ""}
 <h3>The channels that moved most, of {len(report.channels):,}</h3>
 {channels}
-</section>
-<section>
-<h2>How to read it</h2>
-{"".join(f"<p>{escape(text)}</p>" for text in _READING)}
-</section>
-</main>
-<footer><section><h2>What this was made on</h2><dl>{made_on}</dl></section></footer>
-"""
-    return document(f"{words.verdict(report)}: {printable(data)}", body)
-
-
-def _text(text: str) -> Html:
-    return Html(escape(printable(text)))
-
-
-def _code(text: str) -> str:
-    """Return a text in which what stands between backquotes is code."""
-    parts = escape(text).split("`")
-    return "".join(f"<code>{p}</code>" if at % 2 else p for at, p in enumerate(parts))
-
-
-def _picture(report: ShiftReport) -> str:
-    """Return the picture as SVG that stands in a page."""
-    from matplotlib import rc_context
-
-    # what stands between dollars would be taken for mathematics
-    layers = {printable(n).replace("$", r"\$"): layer for n, layer in report.layers.items()}
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    content = io.StringIO()
-    with rc_context({"svg.hashsalt": "batchnorm"}), warnings.catch_warnings():
-        # A sign that the font lacks is drawn as a box.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        figure = replace(report, layers=layers).plot()
-        figure.savefig(content, format="svg", metadata=nothing, bbox_inches="tight")
-    _, _, drawn = content.getvalue().partition("<svg ")
-    told = 'role="img" aria-label="scores of layers and channels"'
-    return f'<svg {told} style="max-width:100%;height:auto" {drawn}'
+</section>"""
+    return framed(
+        words.verdict(report),
+        words.meaning(report),
+        words.numbers(report),
+        main,
+        _READING,
+        model=model,
+        data=data,
+    )

@@ -9,7 +9,8 @@ _VERDICTS = {
     "input": "Shift of the inputs",
     "semantic": "Shift, though not of the inputs",
 }
-_PREPARE = (
+#: What to look at first where data are not as they were.
+PREPARE = (
     "Check how the data are prepared: the order of the channels, the range of the values (to 1, or "
     "to 255), what is subtracted and divided by, resizing."
 )
@@ -52,7 +53,7 @@ def meaning(report: ShiftReport) -> str:
 def advice(report: ShiftReport) -> tuple[str, ...]:
     """Return what to do, in order; nothing where there is no shift."""
     if report.kind == "input":
-        return _PREPARE, _ADAPT, _RETRAIN
+        return PREPARE, _ADAPT, _RETRAIN
     if report.kind == "semantic":
         return (
             "Look at some of the examples: are there classes that training did not have, or others "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ _FIXES = {
     "non_finite_statistics": CALIBRATE,
     "unshuffled_batches": "data = data[numpy.random.default_rng(0).permutation(len(data))]",
     "batch_dependent_evaluation": "train it with track_running_stats=True, and export it again",
-    "non_finite_input": "look for overflow in what comes before the layer, and export it in float32",
+    "non_finite_input": "find what overflows before the layer, and export it in float32",
 }
 
 
