@@ -294,7 +294,7 @@ def test_bad_settings(settings, why):
 def test_bad_input():
     with pytest.raises(TypeError, match="gone through only once, being a generator"):
         bn.adapt(trained(), (draw(20) for _ in range(2)))
-    with pytest.raises(ValueError, match="no batch norm with running statistics to adapt"):
+    with pytest.raises(ValueError, match="no running statistics to compare with"):
         bn.adapt(nn.Linear(3, 3), [torch.randn(8, 3)])
     with pytest.raises(ValueError, match="prior is -2"), bn.adapting(trained(), prior=-2):
         pass

@@ -112,7 +112,7 @@ def test_channels_last_and_large_pictures():
 
 
 def test_places_of_a_picture_that_are_not_alike():
-    """Every fourth column is bright: a look at some of the columns must not mistake them for all."""
+    """Every fourth column is bright: some of the columns must not be taken for all."""
     layer = nn.BatchNorm2d(3, momentum=None)
     generator = torch.Generator().manual_seed(0)
     columns = 4.0 * (torch.arange(16) % 4 == 0)
@@ -179,5 +179,5 @@ def test_bad_settings(settings, why):
 
 
 def test_a_folded_model():
-    with pytest.raises(ValueError, match="hear it before it is folded"):
+    with pytest.raises(ValueError, match="as it was before it was folded"):
         bn.ShiftDetector(nn.Linear(3, 3))

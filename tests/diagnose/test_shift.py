@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from architectures import ARCHITECTURES, make_architecture
 from diagnose.drawn import draw, same, state_of, trained
 from torch import nn
 
@@ -250,12 +251,33 @@ def test_half_types_and_compiled_models():
     assert bn.measure_shift(compiled, [x]).score == pytest.approx(expected.score)
 
 
+@pytest.mark.parametrize("name", [n for n in ARCHITECTURES if n != "detr"])
+def test_published_architectures(name):
+    model, example = make_architecture(name)
+    twice = [torch.cat([x, x.flip(0)]) if x.is_floating_point() else x for x in example]
+    report = bn.measure_shift(model, [twice] * 2, call=called)
+    assert report.layers
+    assert not set(report.layers) & set(report.left)
+    assert all(math.isfinite(layer.score) for layer in report.layers.values())
+    with bn.adapting(model), torch.no_grad():
+        called(model, twice)
+
+
+def called(model, batch):
+    return model(*batch)
+
+
 class TestWhatIsWrong:
     """Errors say what was got, and the way out."""
 
     def test_a_folded_model(self):
-        with pytest.raises(ValueError, match=r"no batch norm at all.*before it is folded"):
+        with pytest.raises(ValueError, match=r"no batch norm at all.*before it was folded"):
             bn.measure_shift(nn.Linear(3, 3), [torch.randn(8, 3)])
+
+    def test_one_of_another_package(self):
+        model, example = make_architecture("detr")
+        with pytest.raises(ValueError, match=r"but DetrFrozenBatchNorm2d\): convert it first"):
+            bn.measure_shift(model, [example], call=called)
 
     def test_no_statistics(self):
         model = nn.BatchNorm1d(3, track_running_stats=False)

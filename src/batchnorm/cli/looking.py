@@ -56,7 +56,7 @@ def read_both(
     return source, values, size, unused
 
 
-def check_paths(html: Path | None, json_file: str | None) -> None:
+def check_pages(html: Path | None, json_file: str | None) -> None:
     """Raise unless files can be written there, before what takes its time is done."""
     for option, path in _files(html, json_file).items():
         where = f"{option} {path}"

@@ -18,8 +18,17 @@ from batchnorm.cli.command import (
     say_written,
 )
 from batchnorm.cli.ending import end
-from batchnorm.cli.looking import STDOUT, Data, Html, Json, MaxBatches, finite, read_both, save
-from batchnorm.cli.looking import check_paths as check_pages
+from batchnorm.cli.looking import (
+    STDOUT,
+    Data,
+    Html,
+    Json,
+    MaxBatches,
+    check_pages,
+    finite,
+    read_both,
+    save,
+)
 from batchnorm.models.files import Model, NotVerified, check_paths, naming, write
 from batchnorm.study.shifts import SHIFTS
 
@@ -82,12 +91,12 @@ def shift(
             )
         Console(stderr=json_file == STDOUT).print(tables.shifted(report, unused))
 
-        def page() -> str:
+        def drawn() -> str:
             from batchnorm.cli.shift_page import page
 
             return page(report, model, data if shift is None else f"{data}, {shift}")
 
-        save(html, json_file, page, _plain(report))
+        save(html, json_file, drawn, _plain(report))
         if fail_on is not None and report.shifted:
             end(f"{model}: the data have shifted, and --fail-on says so", 1)
 

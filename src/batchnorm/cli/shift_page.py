@@ -47,7 +47,7 @@ def page(report: ShiftReport, model: object, data: str) -> str:
                 text(name or "itself"),
                 f"{layer.score:.3g}",
                 f"{layer.noise:.2g}",
-                ptext(layer.p_value),
+                p_text(layer.p_value),
                 "{1} of {0}".format(*layer.channels),
                 "shifted" if layer.shifted else "",
             )

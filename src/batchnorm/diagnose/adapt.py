@@ -15,7 +15,7 @@ from batchnorm.diagnose.accuracy import Gain, gain, labels_of, logits_of
 from batchnorm.diagnose.entropy import Sharpened, sharpen
 from batchnorm.diagnose.evidence import Evidence
 from batchnorm.diagnose.observe import Seen, in_evaluation, observed
-from batchnorm.diagnose.shift import Look, ShiftReport, evidence_of
+from batchnorm.diagnose.shift import Look, ShiftReport, evidence_of, known
 from batchnorm.models.batches import CallModel, call_with, limited, progress_bar
 from batchnorm.models.calibrate import calibrate
 from batchnorm.models.report import Report
@@ -228,12 +228,7 @@ def _evaluate(
     train_batch_size: int,
 ) -> tuple[ShiftReport, Tensor | None]:
     """Return the shift, and which predictions are right, if all batches have labels."""
-    evidence, left = evidence_of(layers, train_batch_size)
-    if not evidence:
-        raise ValueError(
-            f"this {type(model).__name__} has no batch norm with running statistics to adapt: "
-            "adapt it before it is folded"
-        )
+    evidence, left = known(model, layers, train_batch_size)
     look, right, labelled = Look(evidence), [], True
     with in_evaluation(model), observed({name: layers[name] for name in evidence}, look):
         for batch in limited(data, max_batches):

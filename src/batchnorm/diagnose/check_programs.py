@@ -105,7 +105,7 @@ def check_model(
         FileError: The model has no batch norm, or cannot be run; or there are too few examples.
     """
     calls, _ = calls_of(model, values, size)
-    labelled = None if labels is None else labels.split(size)
+    labelled = None if labels is None else torch.split(labels, size)
     with told():
         if isinstance(model, torch.export.ExportedProgram):
             known, left = _of_program(model, calls, labelled, max_batches)
@@ -156,14 +156,14 @@ def _of_program(
     known.neighbours.biases.clear()  # which folding takes in
 
     def part(name: str, kind: str) -> Tensor | None:
-        return program.state_dict.get(f"{name}.{kind}".removeprefix("."))
+        found: Tensor | None = program.state_dict.get(f"{name}.{kind}".removeprefix("."))
+        return found
 
     for norm in norms(program.module(check_guards=False)):
         if norm.name in made.layers:
-            layer = made.layers[norm.name]
             affine = part(norm.name, "weight"), part(norm.name, "bias")
             known.layers[norm.name] = _layer(
-                made.kept(norm.name), affine, layer.eps, layer.momentum,
+                made.kept(norm.name), affine, norm.eps, norm.momentum,
                 part(norm.name, "num_batches_tracked"),
             )  # fmt: skip
         elif not norm.tracked:
@@ -199,17 +199,22 @@ def _layer(
     statistics: Statistics,
     affine: Sequence[Tensor | None],
     eps: float,
-    momentum: float | None,
+    momentum: float,
     tracked: Tensor | None,
 ) -> BatchNorm:
-    """Return a layer with what a file has, in its own types."""
+    """Return a layer with what a file has, in its own types.
+
+    An exporter writes a momentum even where there was none: what is usual is taken then, and how
+    much of the start is left by so many batches is not known.
+    """
     mean, var = statistics
-    is_known = momentum is not None and 0 < momentum < 1
-    layer = BatchNorm(len(mean), eps, momentum if is_known else None, affine=False, update="never")
-    layer.running_mean, layer.running_var, layer.num_batches_tracked = mean, var, tracked
-    layer.weight, layer.bias = (
-        None if values is None else nn.Parameter(values, requires_grad=False) for values in affine
-    )
+    is_known = 0 < momentum < 1
+    layer = BatchNorm(len(mean), eps, momentum if is_known else 0.1, affine=False, update="never")
+    layer.running_mean, layer.running_var = mean, var
+    layer.num_batches_tracked = tracked if is_known else None
+    for kind, values in zip(("weight", "bias"), affine, strict=True):
+        if values is not None:
+            layer.register_parameter(kind, nn.Parameter(values, requires_grad=False))
     return layer
 
 

@@ -11,7 +11,14 @@ import torch
 from torch import nn
 
 from batchnorm.diagnose.observe import observed
-from batchnorm.diagnose.shift import TOLERANCE, Look, ShiftReport, evidence_of, overall_excess
+from batchnorm.diagnose.shift import (
+    TOLERANCE,
+    Look,
+    ShiftReport,
+    evidence_of,
+    known,
+    overall_excess,
+)
 from batchnorm.models.walk import Where, batch_norms
 
 #: What is taken off each look, in standard deviations of chance: half of the shift that is to be
@@ -117,15 +124,10 @@ class ShiftDetector:
             if number < least:
                 raise ValueError(f"{what} is {number}: expected {least} or more")
         found = batch_norms(model, where)
-        known = list(evidence_of(found, train_batch_size)[0])
-        if not known:
-            raise ValueError(
-                f"this {type(model).__name__} has no batch norm with running statistics: hear it "
-                "before it is folded"
-            )
-        last, count = len(known) - 1, min(layers, len(known))
+        names = list(known(model, found, train_batch_size)[0])
+        last, count = len(names) - 1, min(layers, len(names))
         at = [round(place * last / max(count - 1, 1)) for place in range(count)]
-        self.layers = {known[place]: found[known[place]] for place in at}
+        self.layers = {names[place]: found[names[place]] for place in at}
         self.run_length, self.threshold = run_length, threshold(run_length)
         self._looks: deque[DetectorLook] = deque(maxlen=_KEPT)
         self._alarm = False

@@ -341,6 +341,36 @@ def _channels(found: Mapping[str, Compared], moved: Iterable[Tensor]) -> list[Ch
     return sorted(channels, key=lambda channel: -channel.score)
 
 
+def known(
+    model: nn.Module, layers: Mapping[str, _BatchNorm], train_batch_size: int
+) -> tuple[dict[str, Evidence], dict[str, str]]:
+    """Return what `evidence_of` does, of a model that has kept statistics.
+
+    Args:
+        model: The model.
+        layers: Its layers.
+        train_batch_size: How many examples a batch of the training run had.
+
+    Raises:
+        ValueError: It has none.
+    """
+    evidence, left = evidence_of(layers, train_batch_size)
+    if not evidence:
+        why = "; ".join(f"{name or 'itself'}: {reason}" for name, reason in left.items())
+        others = [type(m).__name__ for m in batch_norms(model, alike=True).values()]
+        raise ValueError(
+            f"this {type(model).__name__} has no running statistics to compare with ("
+            + (why or f"no batch norm{' but ' + others[0] if others else ' at all'}")
+            + "): "
+            + (
+                "convert it first, bn.convert(model)"
+                if others and not layers
+                else "take the model as it was before it was folded, or calibrate it"
+            )
+        )
+    return evidence, left
+
+
 def evidence_of(
     layers: Mapping[str, _BatchNorm], train_batch_size: int, most: int | None = None
 ) -> tuple[dict[str, Evidence], dict[str, str]]:
@@ -453,13 +483,7 @@ def measure_shift(
         (arXiv:2006.16971), measure shift by what batch norms have kept.
     """
     layers = batch_norms(model, where)
-    evidence, left = evidence_of(layers, train_batch_size)
-    if not evidence:
-        why = "; ".join(f"{name or 'itself'}: {reason}" for name, reason in left.items())
-        raise ValueError(
-            f"this {type(model).__name__} has no running statistics to compare with "
-            f"({why or 'no batch norm at all'}): measure it before it is folded, or calibrate it"
-        )
+    evidence, left = known(model, layers, train_batch_size)
     look = Look(evidence)
     with (
         in_evaluation(model),
