@@ -285,6 +285,8 @@ class TestBadInput:
             ("shift net.pt2 one.npy", "net.pt2: no batch norm says anything of these data"),
             ("shift net.pt2 digits --html no/x.html", "--html no/x.html: no is no folder"),
             ("shift net.pt2 digits --json .", "--json .: is a folder"),
+            ("shift net.pt2 digits --json net.pt2", "--json net.pt2: is a file that the command"),
+            ("shift net.pt2 digits --html x --json ./x", "--json x: is a file that the command"),
             ("adapt net.pt2 no.npy -o out.pt2", "no.npy: got no such file"),
             ("adapt net.pt2 digits -o out.onnx", "--out out.onnx: expected a .pt2 file"),
             ("adapt none.pt2 digits -o out.pt2", "none.pt2: it has no batch norm, and a folded"),

@@ -84,6 +84,15 @@ def test_it_says_what_it_did_and_takes_it_back_bit_for_bit():
     assert not model.training
 
 
+def test_taken_back_in_another_type():
+    model = trained()
+    before = model[1].running_mean.clone()
+    report = bn.adapt(model, batches(100, 1.0, seed=0))
+    model.double()
+    report.undo()
+    torch.testing.assert_close(model[1].running_mean, before.double(), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
 @pytest.mark.parametrize("at", [1, 3, 6, 9, 11])
 def test_an_error_changes_nothing(error, at):
@@ -167,6 +176,21 @@ class TestAccuracy:
             inside += found.low <= -0.09 <= found.high
         assert inside >= 460
 
+    def test_shuffled_data_are_compared_as_two_samples(self):
+        model = trained()
+        data = self.labelled(model, 0.0)
+
+        class Shuffled(list):
+            def __iter__(self):
+                order = torch.randperm(400)
+                x, y = (torch.cat(part)[order] for part in zip(*data, strict=True))
+                return iter(list(zip(x.split(100), y.split(100), strict=True)))
+
+        in_order = bn.adapt(trained(), data, prior=1e9).gain
+        shuffled = bn.adapt(trained(), Shuffled(data), prior=1e9).gain
+        assert shuffled.high - shuffled.low > in_order.high - in_order.low
+        assert shuffled.low < 0 < shuffled.high
+
     def test_nothing_changed(self):
         found = gain(torch.ones(50, dtype=torch.bool), torch.ones(50, dtype=torch.bool))
         assert found.low < 0 < found.high
@@ -199,6 +223,11 @@ class TestEntropy:
         assert report.sharpened.collapse is not None
         assert "taken back" in repr(report)
         assert same(model, state_of(plain))
+
+    def test_a_single_step_may_collapse_too(self):
+        report = bn.adapt(trained(), batches(200, 0.5, seed=0), entropy_steps=1, learning_rate=1e4)
+        assert report.sharpened.collapse is not None
+        assert report.sharpened.steps == 0
 
     def test_frozen_parameters_stay_frozen(self):
         model = trained()
@@ -248,6 +277,20 @@ class TestAdapting:
         assert same(model, before)
         assert same_tensors(buffers, [model[1].running_mean, model[4].running_var])
         assert torch.equal(model(x), plain)
+
+    def test_one_inside_another_and_what_was_compiled(self):
+        model, x = trained(), draw(20, 1.0, seed=0)
+        before = state_of(model)
+        with bn.adapting(model):
+            expected = model(x)
+            with bn.adapting(model):
+                torch.testing.assert_close(model(x), expected)
+        assert same(model, before)
+        compiled = torch.compile(model, backend="eager")
+        plain = compiled(x)
+        with bn.adapting(compiled):
+            torch.testing.assert_close(compiled(x), expected)
+        torch.testing.assert_close(compiled(x), plain)
 
     def test_training_and_single_values_are_left_alone(self):
         layer = nn.BatchNorm1d(3)

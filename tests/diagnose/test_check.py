@@ -367,3 +367,32 @@ def test_names_are_written_as_python_has_them():
     for fix in fixes:
         exec(fix, {"model": model})
     assert check(model).ok
+
+
+def test_weights_drawn_at_random_are_no_error():
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+    nn.init.normal_(model[1].weight, 1, 0.02)  # as some begin
+    assert [(f.code, f.severity) for f in bn.check(model).findings] == [
+        ("never_updated", "warning")
+    ]
+
+
+@pytest.mark.parametrize("settings", [{"affine": False}, {"track_running_stats": False}])
+def test_the_line_for_constant_channels_can_be_run(settings):
+    model = nn.Sequential(nn.BatchNorm1d(60, **settings))
+    x = torch.randn(64, 60)
+    x[:, :50] = 0
+    found = [f for f in bn.check(model, x.split(32)).findings if f.code == "constant_channels"]
+    assert len(found) == 1
+    exec(found[0].fix, {"model": model})
+
+
+def test_some_channels_below_eps_are_noted():
+    model = nn.Sequential(nn.BatchNorm1d(16))
+    scale = torch.ones(16)
+    scale[:6] = 5e-4
+    data = (torch.randn(640, 16) * scale).split(64)
+    bn.calibrate(model, data)
+    (found,) = bn.check(model, data).findings
+    assert (found.code, found.severity) == ("eps_over_variance", "note")
+    assert "6 of 16 channels" in found.evidence

@@ -42,7 +42,7 @@ def test_clean_streams_have_few_alarms_and_shifted_ones_an_early_one():
                     break
             early.append(at + 1)
     assert alarms <= 4
-    assert np.median(early) <= 3
+    assert np.median(early) <= 4
 
 
 @pytest.mark.parametrize("size", [1, 5, 32, 100])
@@ -140,13 +140,57 @@ def test_one_odd_batch_is_no_alarm():
     assert detector.looks[0].sum == pytest.approx(3.5)
 
 
+def test_what_was_compiled_before_is_told():
+    torch._dynamo.reset()  # models of one class share what is compiled
+    model, x = trained(), draw(64, 3.0, seed=0)
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        compiled(x)
+        with bn.ShiftDetector(compiled) as detector:
+            with pytest.warns(RuntimeWarning, match="hears nothing: this model was compiled"):
+                compiled(x)
+            compiled(x)  # it is told once
+    assert not detector.looks
+    torch._dynamo.reset()
+    fresh = torch.compile(trained(), backend="eager")
+    with torch.no_grad(), bn.ShiftDetector(fresh) as detector:
+        fresh(x)
+    assert len(detector.looks) == 1
+
+
+def test_calls_with_and_without_inference_mode():
+    model, x = trained(), draw(40, seed=0)
+    with bn.ShiftDetector(model) as detector:
+        for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad, torch.inference_mode):
+            with mode():
+                model(x)
+                model(x[:10])
+    assert len(detector.looks) == 4
+    assert detector.looks[-1].examples == 190
+
+
+def test_calls_that_fail_behind_a_layer_are_examples_all_the_same():
+    model, x = trained(), draw(16, seed=0)
+    head = model[7]
+    with bn.ShiftDetector(model) as detector:
+        model[7] = nn.Linear(3, 3)
+        for _ in range(3):
+            with pytest.raises(RuntimeError):
+                model(x)
+        model[7] = head
+        model(x)
+    assert [look.examples for look in detector.looks] == [64]
+
+
 def test_what_is_not_finite_is_not_counted():
     layer = nn.BatchNorm1d(3).eval()
     with bn.ShiftDetector(layer) as detector:
         layer(torch.full((64, 3), math.nan))
         assert not detector.looks
+        assert detector.not_finite == 64
         layer(torch.randn(64, 3))
     assert len(detector.looks) == 1
+    assert "64 examples, 64 not finite" in repr(detector)
 
 
 def test_repr_start_and_stop():

@@ -11,7 +11,14 @@ from diagnose.drawn import draw, same, state_of, trained
 from torch import nn
 
 import batchnorm as bn
-from batchnorm.diagnose.evidence import corrected, discovered, excess, p_value
+from batchnorm.diagnose.evidence import (
+    REPLICATES,
+    Evidence,
+    corrected,
+    discovered,
+    excess,
+    p_value,
+)
 
 
 def divergence(mean, var, kept_mean, kept_var, eps):
@@ -45,17 +52,47 @@ def test_the_score_of_many_examples_is_the_divergence(layer):
     assert channel.mean == pytest.approx(float((x[:, 4].mean() - model.running_mean[4]) / unit))
 
 
+def relu_first():
+    """Channels that are seldom active, and then strongly."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(108, 64), nn.ReLU(), nn.BatchNorm1d(64),
+        nn.Linear(64, 64), nn.ReLU(), nn.BatchNorm1d(64),
+    )  # fmt: skip
+
+
+def skewed(kind):
+    """Features by themselves, far from normal."""
+    return nn.Sequential(nn.Flatten(), Features(kind), nn.BatchNorm1d(32))
+
+
+class Features(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x):
+        x = x[:, :32]
+        chance = (x / 2).sigmoid()
+        return {"rare": (chance > 0.75).float(), "exponential": -chance.log()}[self.kind]
+
+
 @pytest.mark.parametrize("count", [16, 32, 128, 512])
-def test_one_clean_sample_in_twenty_is_a_false_alarm(count):
-    model = trained()
-    seeds = range(200)
-    found = [bn.measure_shift(model, [draw(count, seed=seed)]) for seed in seeds]
-    alarms = np.mean([report.p_value <= 0.05 for report in found])
-    assert alarms <= 0.09  # 95% of such samples of 200 have no more
-    assert np.mean([report.shifted for report in found]) <= 0.09
-    layers = [any(layer.p_value <= 0.05 for layer in r.layers.values()) for r in found]
-    assert np.mean(layers) <= 0.09
-    if count >= 32:
+@pytest.mark.parametrize("network", ["conv", "relu first", "rare", "exponential"])
+def test_at_most_one_clean_sample_in_twenty_is_a_false_alarm(network, count):
+    if network == "conv":
+        model = trained()
+    else:
+        model = relu_first() if network == "relu first" else skewed(network)
+        with torch.no_grad():
+            for batch in range(100):
+                model(draw(32, seed=1000 + batch))
+    model.eval()
+    found = [bn.measure_shift(model, [draw(count, seed=seed)]) for seed in range(100)]
+    assert np.mean([report.shifted for report in found]) <= 0.1  # 98% of such hundreds have no more
+    layers = [any(layer.shifted for layer in report.layers.values()) for report in found]
+    assert np.mean(layers) <= 0.1
+    if count >= 32 and network == "conv":
         assert np.mean([any(c.shifted for c in r.channels) for r in found]) <= 0.15
 
 
@@ -77,7 +114,39 @@ def test_positions_of_an_example_are_not_counted_as_examples():
     assert np.mean(found) <= 0.09
 
 
-@pytest.mark.parametrize(("shift", "scale"), [(0.5, 1.0), (0.0, 1.5), (-0.3, 0.7)])
+def test_tokens_in_rows_are_no_examples():
+    layer = nn.BatchNorm1d(6).eval()
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(100):
+        x = 0.5 * torch.randn(32, 20, 6, generator=generator)
+        x = x + 0.75**0.5 * torch.randn(32, 1, 6, generator=generator)
+        report = bn.measure_shift(layer, [x], call=lambda model, x: model(x.reshape(-1, 6)))
+        assert report.examples == 32
+        found.append(report.shifted)
+        by_layer = bn.measure_shift(layer, [x.mT])
+        assert by_layer.score == pytest.approx(report.score, abs=1e-9)
+    assert np.mean(found) <= 0.1
+
+
+def test_all_layers_may_be_shifted_together_and_none_by_itself():
+    model = nn.Sequential(*[nn.BatchNorm1d(4) for _ in range(20)]).eval()
+    for seed in range(60):
+        generator = torch.Generator().manual_seed(seed)
+
+        def call(module, _, generator=generator):
+            for layer in module:
+                layer(torch.randn(40, 4, generator=generator) + 0.16)
+
+        report = bn.measure_shift(model, [torch.randn(40, 4)], call=call)
+        if report.shifted and not any(layer.shifted for layer in report.layers.values()):
+            assert "0 of 20 layers by themselves, but all together" in repr(report)
+            assert report.kind in ("input", "semantic")
+            return
+    pytest.fail("no such report")
+
+
+@pytest.mark.parametrize(("shift", "scale"), [(0.5, 1.0), (0.0, 1.5), (-0.8, 0.8)])
 def test_a_shift_of_32_examples_is_seen(shift, scale):
     model = trained()
     report = bn.measure_shift(model, [draw(32, shift, scale, seed=5)])
@@ -183,7 +252,8 @@ def test_examples_that_are_not_finite_are_left_out():
     x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
     x[3, 1], x[9, 0] = math.nan, math.inf
     report = bn.measure_shift(model, [x])
-    assert (report.examples, report.shifted) == (48, False)
+    assert (report.examples, report.not_finite, report.shifted) == (48, 2, False)
+    assert "2 examples are not finite, and left out" in repr(report)
 
 
 def test_a_layer_full_of_noise_does_not_hide_the_others():
@@ -286,7 +356,10 @@ class TestWhatIsWrong:
 
     @pytest.mark.parametrize(
         ("data", "why"),
-        [([], "did not run"), ([torch.randn(1, 3)], "it saw 1 finite examples: two or more")],
+        [
+            ([], "there are none, or the model calls no batch norm"),
+            ([torch.randn(1, 3)], "it saw 1 finite examples: two or more"),
+        ],
     )
     def test_too_few_examples(self, data, why):
         with pytest.raises(ValueError, match=why):
@@ -302,7 +375,29 @@ class TestWhatIsWrong:
         model[0].running_var[1] = 1.0
         model[1].running_mean[0] = math.inf
         report = bn.measure_shift(model, [x])
-        assert report.left == {"1": "its running statistics are not finite: see bn.check"}
+        assert report.left == {"1": "its running statistics are no mean and variance: see bn.check"}
+
+    @pytest.mark.parametrize(
+        ("settings", "why"),
+        [
+            ({"max_batches": 0}, "max_batches is 0: expected 1 or more"),
+            ({"train_batch_size": 0}, "train_batch_size is 0"),
+            ({"alpha": 2}, "alpha is 2: expected a number between 0 and 1"),
+        ],
+    )
+    def test_numbers_that_cannot_be(self, settings, why):
+        with pytest.raises(ValueError, match=why):
+            bn.measure_shift(nn.BatchNorm1d(3), [torch.randn(8, 3)], **settings)
+
+    def test_lazy_layers_and_no_values(self):
+        with pytest.raises(ValueError, match="has no size yet, being lazy"):
+            bn.measure_shift(nn.LazyBatchNorm1d(), [torch.randn(8, 3)])
+        with pytest.raises(ValueError, match="are no mean and variance"):
+            bn.measure_shift(nn.BatchNorm1d(3, device="meta"), [torch.randn(8, 3)])
+        layer = nn.BatchNorm1d(3)
+        layer.running_var[1] = -1
+        with pytest.raises(ValueError, match=r"are no mean and variance: see bn\.check"):
+            bn.measure_shift(layer, [torch.randn(8, 3)])
 
     def test_a_batch_of_no_kind(self):
         with pytest.raises(TypeError, match="a batch is a str"):
@@ -341,13 +436,15 @@ class TestTests:
         assert discovered(p, 0.05).tolist() == [False, True, True, True, False]
         assert not discovered(torch.tensor([0.2, 0.5]), 0.05).any()
 
-    def test_excess_is_standard_normal_for_sums_of_squares(self):
+    def test_excess_is_about_standard_normal_and_errs_on_the_safe_side(self):
         generator = torch.Generator().manual_seed(0)
         found = []
         for _ in range(500):
-            x = torch.randn(20, 6, generator=generator)  # examples, channels
-            drawn = torch.randn(200, 20, generator=generator) @ (x - x.mean(0)) / math.sqrt(20 * 19)
-            found.append(excess(x.mean(0).square().mean(), drawn.square().mean(1), 20))
-        for level in (0.5, 0.1, 0.05):
+            evidence = Evidence(torch.zeros(6), torch.ones(6), 0.0)
+            weights = torch.randn(REPLICATES, 64, generator=generator)
+            evidence.add(torch.randn(64, 6, 1, generator=generator), None, weights)
+            found.append(excess([evidence.compare()]))
+        assert -0.5 < np.median(found) < 0.2
+        for level in (0.1, 0.05, 0.01):
             share = np.mean([p_value(z) <= level for z in found])
-            assert share == pytest.approx(level, abs=4 * math.sqrt(level / 500))
+            assert share <= level + 2 * math.sqrt(level / 500)

@@ -71,14 +71,19 @@ def program_bytes(dynamic=True):
 
 @functools.cache
 def onnx_bytes():
-    """Return the file that `torch.onnx.export` writes of the small network, unoptimized."""
+    """Return the file that `torch.onnx.export` writes of the small network."""
+    return onnx_of(net()).SerializeToString()
+
+
+def onnx_of(model):
+    """Return what `torch.onnx.export` makes of a model of pictures of the digits, unoptimized."""
     levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnxscript")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what torch itself calls
         for name in levels:
             logging.getLogger(name).setLevel(logging.ERROR)
         exported = torch.onnx.export(
-            net(),
+            model,
             (torch.randn(2, *SHAPE),),
             input_names=["x"],
             dynamo=True,
@@ -88,7 +93,7 @@ def onnx_bytes():
         )
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-    return exported.model_proto.SerializeToString()
+    return exported.model_proto
 
 
 def records(content):

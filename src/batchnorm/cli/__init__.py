@@ -24,6 +24,7 @@ try:
     import typer
     from rich.console import Console
 
+    from batchnorm.cli.check import check
     from batchnorm.cli.models import calibrate, fold, memory
     from batchnorm.cli.shift import adapt, shift
 except ModuleNotFoundError as error:
@@ -174,6 +175,7 @@ def bench(
 app.command()(fold)
 app.command()(calibrate)
 app.command()(memory)
+app.command()(check)
 app.command()(shift)
 app.command()(adapt)
 

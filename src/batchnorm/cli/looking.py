@@ -56,10 +56,20 @@ def read_both(
     return source, values, size, unused
 
 
-def check_pages(html: Path | None, json_file: str | None) -> None:
-    """Raise unless files can be written there, before what takes its time is done."""
+def check_pages(html: Path | None, json_file: str | None, *read: object) -> None:
+    """Raise unless files can be written there, before what takes its time is done.
+
+    Args:
+        html: The file of the page, if one is wanted.
+        json_file: The file of the JSON, or `-`, if that is wanted.
+        read: What the command reads, which may be files.
+    """
+    taken = {Path(str(each)).expanduser().resolve() for each in read}
     for option, path in _files(html, json_file).items():
         where = f"{option} {path}"
+        if path.expanduser().resolve() in taken:
+            raise FileError("is a file that the command needs; name another one", where)
+        taken.add(path.expanduser().resolve())
         if not path.parent.is_dir():
             raise FileError(f"{path.parent} is no folder; make it, or name another one", where)
         if path.is_dir():

@@ -67,11 +67,6 @@ def code(words: str) -> Html:
     return Html("".join(f"<code>{p}</code>" if at % 2 else p for at, p in enumerate(parts)))
 
 
-def label(name: str) -> str:
-    """Return the name of a layer for a picture, where dollars would begin mathematics."""
-    return printable(name).replace("$", r"\$")
-
-
 def picture(plot: Callable[[], Figure], told: str) -> str:
     """Return a figure as SVG that stands in a page.
 

@@ -77,7 +77,7 @@ def shift(
         from batchnorm.cli import tables
         from batchnorm.diagnose.programs import shift_of_model
 
-        check_pages(html, json_file)
+        check_pages(html, json_file, model, data)
         source, values, size, unused = read_both(
             model, data, batch_size, shift=shift, held_out=True
         )

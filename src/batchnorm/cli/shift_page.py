@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from batchnorm.cli import shift_words as words
-from batchnorm.cli.page import code, framed, label, picture, text
+from batchnorm.cli.page import code, framed, picture, text
 from batchnorm.diagnose.shift import ShiftReport, p_text
+from batchnorm.study.errors import printable
 from batchnorm.study.markup import table
 
 #: How many channels are listed, those that moved most.
@@ -38,7 +39,7 @@ def page(report: ShiftReport, model: object, data: str) -> str:
         data: What the data are called.
     """
     todo = "".join(f"<li>{code(step)}</li>" for step in words.advice(report))
-    layers_drawn = {label(name): layer for name, layer in report.layers.items()}
+    layers_drawn = {printable(name): layer for name, layer in report.layers.items()}
     drawn = picture(replace(report, layers=layers_drawn).plot, "scores of layers and channels")
     layers = table(
         ("batch norm", "score", "by chance", "p", "channels shifted", ""),

@@ -36,9 +36,9 @@ def folded(report: FoldReport, error: float) -> RenderableType:
     ]
     verdict = "verified" if report.tol is not None and error <= report.tol else "differs"
     return Group(
-        _table(("batch norm", "folded into"), rows, "ll"),
+        table(("batch norm", "folded into"), rows, "ll"),
         _left(report.left),
-        _line(
+        line(
             f"{len(report.folded)} folded, {len(report.left)} left; {verdict}: largest error "
             f"{error:.1e}, allowed {report.tol:.1e}"
         ),
@@ -59,13 +59,13 @@ def calibrated(report: ProgramReport) -> RenderableType:
     ]
     batches = f"{report.batches} batch{'es' if report.batches != 1 else ''}"
     return Group(
-        _table(("batch norm", "values", "mean", "variance", "change"), rows, "lrrrr"),
+        table(("batch norm", "values", "mean", "variance", "change"), rows, "lrrrr"),
         _left(report.left),
-        _line(
+        line(
             f"{len(report.done)} calibrated, {len(report.left)} left; "
-            f"{batches}{_unused(report.unused)}"
+            f"{batches}{left_over(report.unused)}"
         ),
-        _line(
+        line(
             "values: a channel. mean, variance: averages over the channels. change: the largest of "
             "a channel, of its mean in standard deviations or of its variance."
         ),
@@ -99,20 +99,18 @@ def shifted(report: ShiftReport, unused: int = 0) -> RenderableType:
         for c in report.channels[:_MOST_CHANNELS]
         if c.shifted
     ]
-    parts = [
-        _table(("batch norm", "score", "by chance", "p", "channels moved", ""), rows, "lrrrrl")
-    ]
+    parts = [table(("batch norm", "score", "by chance", "p", "channels moved", ""), rows, "lrrrrl")]
     if rest > 0:
-        parts.append(_line(f"and {rest} more, which moved less"))
+        parts.append(line(f"and {rest} more, which moved less"))
     if report.shifted and moved:
-        worst = _table(("moved most", "channel", "mean", "variance"), moved, "lrrr")
-        parts += [_line(""), worst, _line("")]
+        worst = table(("moved most", "channel", "mean", "variance"), moved, "lrrr")
+        parts += [line(""), worst, line("")]
     parts += [
         _left(report.left),
-        _line(f"{words.verdict(report)}: {words.numbers(report)}{_unused(unused)}."),
-        _line(words.meaning(report)),
+        line(f"{words.verdict(report)}: {words.numbers(report)}{left_over(unused)}."),
+        line(words.meaning(report)),
     ]
-    parts += [_line(f"{number}. {text}") for number, text in enumerate(words.advice(report), 1)]
+    parts += [line(f"{number}. {text}") for number, text in enumerate(words.advice(report), 1)]
     return Group(*parts)
 
 
@@ -137,17 +135,18 @@ def adapted(report: AdaptReport, unused: int = 0) -> RenderableType:
     ]  # fmt: skip
     none = "" if before.shifted else "; there was no shift to adapt to"
     return Group(
-        _table(("batch norm", "weight", "score before", "after"), rows, "lrrr"),
+        table(("batch norm", "weight", "score before", "after"), rows, "lrrr"),
         _left(report.left),
-        _line(
+        line(
             f"{len(report.done)} adapted, {len(report.left)} left; shift {before.score:.3g} → "
-            f"{after.score:.3g} nats, {report.examples:,} examples{_unused(unused)}{none}"
+            f"{after.score:.3g} nats, {report.examples:,} examples{left_over(unused)}{none}"
         ),
-        _line("weight: how much the data count, beside what the layer remembers of its training."),
+        line("weight: how much the data count, beside what the layer remembers of its training."),
     )
 
 
-def _unused(count: int) -> str:
+def left_over(count: int) -> str:
+    """Return that so many examples at the end of the data were too few for a call."""
     return f"; the last {count} examples make no batch" if count else ""
 
 
@@ -157,8 +156,14 @@ def _beside(name: str, other: str) -> str:
     return other.removeprefix(parent) if parent and other.startswith(f"{parent}.") else other
 
 
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> RenderableType:
-    """Return rows below their titles; none if there are none."""
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> RenderableType:
+    """Return rows below their titles; none if there are none.
+
+    Args:
+        titles: What stands above the columns.
+        rows: The cells, as text.
+        sides: For each column, `l` or `r`.
+    """
     if not rows:
         return Text("", end="")
     grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
@@ -171,8 +176,9 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> 
 
 
 def _left(left: Mapping[str, str]) -> RenderableType:
-    return _table(("left", "because"), [(n or "itself", why) for n, why in left.items()], "ll")
+    return table(("left", "because"), [(n or "itself", why) for n, why in left.items()], "ll")
 
 
-def _line(text: str) -> RenderableType:
+def line(text: str) -> RenderableType:
+    """Return a text, of which every sign can be seen."""
     return Text(printable(text))

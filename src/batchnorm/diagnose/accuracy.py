@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 _Z = 1.959964  # of a normal distribution, 95% are so many standard deviations around its mean
 
@@ -46,28 +47,33 @@ class Gain(NamedTuple):
         )
 
 
-def gain(before: Tensor, after: Tensor) -> Gain:
+def gain(before: Tensor, after: Tensor, *, paired: bool = True) -> Gain:
     """Return what changed between two lists of which predictions were right.
 
-    Only the examples that are right once and wrong once tell: the interval is Wald's for paired
-    proportions, with half an example added to each of the four counts (Agresti & Min, 2005).
+    Of the same examples only those tell that are right once and wrong once: the interval is Wald's
+    for paired proportions, with half an example added to each of the four counts (Agresti & Min,
+    2005). Else it is that of two samples, each with a right and a wrong one added (Agresti & Caffo,
+    2000).
 
     Args:
         before: Whether each prediction was right.
-        after: The same, in the same order.
+        after: The same.
+        paired: Whether the examples are the same, in the same order.
     """
-    n = len(before)
-    won, lost = (float((a & ~b).sum()) + 0.5 for a, b in ((after, before), (before, after)))
-    wide = n + 2.0
-    middle = (won - lost) / wide
-    half = _Z * math.sqrt(max(won + lost - (won - lost) ** 2 / wide, 0)) / wide
-    return Gain(
-        float(before.double().mean()),
-        float(after.double().mean()),
-        middle - half,
-        middle + half,
-        n,
-    )
+    first, second = float(before.double().mean()), float(after.double().mean())
+    if paired:
+        n = len(before)
+        won, lost = (float((a & ~b).sum()) + 0.5 for a, b in ((after, before), (before, after)))
+        wide = n + 2.0
+        middle = (won - lost) / wide
+        half = _Z * math.sqrt(max(won + lost - (won - lost) ** 2 / wide, 0)) / wide
+    else:
+        shares = [(float(right.sum()) + 1) / (len(right) + 2) for right in (before, after)]
+        middle = shares[1] - shares[0]
+        sizes = (len(before) + 2, len(after) + 2)
+        spread = sum(p * (1 - p) / size for p, size in zip(shares, sizes, strict=True))
+        half = _Z * math.sqrt(spread)
+    return Gain(first, second, middle - half, middle + half, len(before))
 
 
 def logits_of(output: Any) -> Tensor | None:
@@ -76,16 +82,30 @@ def logits_of(output: Any) -> Tensor | None:
     return found if isinstance(found, Tensor) and found.ndim == 2 else None
 
 
-def labels_of(batch: Any) -> Tensor | None:
-    """Return the labels of a batch: the second of two, of whole numbers, one for each example.
+def labels_in(batch: Any, examples: int | None = None) -> Tensor | None:
+    """Return what are labels in a batch: its second element, or `labels` of a dict.
 
-    A mapping has them as "labels".
+    Integers, one for each example.
+
+    Args:
+        batch: The batch.
+        examples: The number of its examples, by default that of its first tensor.
     """
-    if isinstance(batch, tuple | list) and len(batch) == 2:
-        labels = batch[1]
+    examples = examples_in(batch) if examples is None else examples
+    found = None
+    if isinstance(batch, tuple | list) and len(batch) > 1:
+        found = batch[1]
     elif hasattr(batch, "get"):
-        labels = batch.get("labels")
-    else:
+        found = batch.get("labels")
+    if not isinstance(found, Tensor) or found.ndim != 1 or len(found) != examples or not examples:
         return None
-    whole = isinstance(labels, Tensor) and not labels.is_floating_point() and labels.ndim == 1
-    return labels if whole and labels.dtype != torch.bool else None
+    whole = not found.is_floating_point() and not found.is_complex() and found.dtype != torch.bool
+    return found if whole else None
+
+
+def examples_in(batch: Any) -> int | None:
+    """Return the number of examples in a batch, the size of its first tensor; None if unknown."""
+    for leaf in pytree.tree_leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.ndim:
+            return len(leaf)
+    return None

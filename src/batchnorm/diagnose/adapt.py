@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm.diagnose.accuracy import Gain, gain, labels_of, logits_of
+from batchnorm.diagnose.accuracy import Gain, examples_in, gain, labels_in, logits_of
 from batchnorm.diagnose.entropy import Sharpened, sharpen
 from batchnorm.diagnose.evidence import Evidence
 from batchnorm.diagnose.observe import Seen, in_evaluation, observed
-from batchnorm.diagnose.shift import Look, ShiftReport, evidence_of, known
-from batchnorm.models.batches import CallModel, call_with, limited, progress_bar
+from batchnorm.diagnose.shift import Look, ShiftReport, check_settings, evidence_of, known
+from batchnorm.models.batches import CallModel, call_with, limited, progress_bar, uncompiled
 from batchnorm.models.calibrate import calibrate
 from batchnorm.models.report import Report
 from batchnorm.models.walk import Where, batch_norms
@@ -142,7 +143,8 @@ def adapt(
     taken back, and the report says so.
 
     Where batches are (inputs, labels), or have "labels", the report has the accuracy before and
-    after, on the same examples, and says if it got worse; labels are used for nothing else.
+    after, and says if it got worse; labels are used for nothing else. On data that come in the
+    same order each time the difference is known better than on shuffled ones.
     Whatever happens, nothing but running statistics, and gamma and beta, changes; an error changes
     nothing; `report.undo()` takes all back.
 
@@ -194,10 +196,11 @@ def adapt(
             "adapt goes through the data several times, but they can be gone through only once, "
             f"being a {type(data).__name__}: give a list or a loader"
         )
+    check_settings(max_batches, train_batch_size)
     layers = batch_norms(model, where)
     kept = _Kept(layers)
 
-    def seen() -> tuple[ShiftReport, Tensor | None]:
+    def seen() -> tuple[ShiftReport, tuple[Tensor, Tensor] | None]:
         return _evaluate(model, data, layers, call, max_batches, train_batch_size)
 
     with progress_bar("adapting", data, max_batches, 1, progress) as advance:
@@ -215,7 +218,7 @@ def adapt(
             kept.restore()
             raise
     if right is not None and now_right is not None:
-        report.gain = gain(right, now_right)
+        report.gain = gain(right[0], now_right[0], paired=torch.equal(right[1], now_right[1]))
     return report
 
 
@@ -226,21 +229,26 @@ def _evaluate(
     call: CallModel | None,
     max_batches: int | None,
     train_batch_size: int,
-) -> tuple[ShiftReport, Tensor | None]:
-    """Return the shift, and which predictions are right, if all batches have labels."""
+) -> tuple[ShiftReport, tuple[Tensor, Tensor] | None]:
+    """Return the shift, and if all batches have labels, which are right, and the labels."""
     evidence, left = known(model, layers, train_batch_size)
-    look, right, labelled = Look(evidence), [], True
+    look, labelled = Look(evidence), True
+    right: list[Tensor] = []
+    known_labels: list[Tensor] = []
     with in_evaluation(model), observed({name: layers[name] for name in evidence}, look):
         for batch in limited(data, max_batches):
-            look.begin()
-            logits, labels = logits_of(call_with(model, batch, call)), labels_of(batch)
+            look.begin(examples_in(batch))
+            logits, labels = logits_of(call_with(model, batch, call)), labels_in(batch)
             if logits is None or labels is None or len(labels) != len(logits):
                 labelled = False
             elif labelled:
+                known_labels.append(labels.cpu())
                 right.append(logits.argmax(1).cpu() == labels.cpu())
     report = look.report()
     report.left.update(left)
-    return report, torch.cat(right) if labelled and right else None
+    if not labelled or not right:
+        return report, None
+    return report, (torch.cat(right), torch.cat(known_labels))
 
 
 def _blend(
@@ -267,7 +275,7 @@ def _blend(
     look = Look(evidence)
 
     def watched(module: nn.Module, batch: Any) -> Any:
-        look.begin()
+        look.begin(examples_in(batch))
         found = call_with(module, batch, call)
         advance()
         return found
@@ -328,17 +336,20 @@ class _Kept:
     """
 
     def __init__(self, layers: Mapping[str, _BatchNorm]) -> None:
-        self._tensors = [
-            (tensor, tensor.detach().clone())
-            for layer in layers.values()
-            for tensor in (*layer.parameters(recurse=False), *layer.buffers(recurse=False))
-        ]
+        self._layers = dict(layers)
+        self._state = {name: copy.deepcopy(_state(layer)) for name, layer in layers.items()}
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Set them to what they were."""
-        for tensor, values in self._tensors:
-            tensor.copy_(values)
+        """Set them to what they were; in the type and on the device where they now are."""
+        for name, layer in self._layers.items():
+            for own, tensor in _state(layer).items():
+                tensor.copy_(self._state[name][own])
+
+
+def _state(layer: _BatchNorm) -> dict[str, Tensor]:
+    tensors = (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))
+    return {name: tensor.detach() for name, tensor in tensors}
 
 
 @contextmanager
@@ -349,7 +360,8 @@ def adapting(model: nn.Module, *, prior: float = ONE_BATCH, where: Where = None)
 
     and the variance likewise, for a batch of n examples: adaptation at test time, for one batch at
     a time and then forgotten. Nothing is kept: no statistic changes. Predictions then depend on
-    the rest of the batch. Layers in training are left alone.
+    the rest of the batch. Layers in training are left alone. What `torch.compile` made runs as it
+    was written; one thread at a time.
 
     Args:
         model: The model, used inside as always.
@@ -379,11 +391,10 @@ def adapting(model: nn.Module, *, prior: float = ONE_BATCH, where: Where = None)
         for name, layer in batch_norms(model, where).items()
         if layer.running_mean is not None and layer.running_var is not None
     }
-    kept: dict[int, tuple[Tensor | None, Tensor | None]] = {}
+    sources = {name: (layer.running_mean, layer.running_var) for name, layer in layers.items()}
 
     def before(name: str, seen: Seen) -> None:
-        layer = layers[name]
-        mean, var = layer.running_mean, layer.running_var
+        layer, (mean, var) = layers[name], sources[name]
         if layer.training or mean is None or var is None:
             return
         x, places = seen.rows()
@@ -394,24 +405,21 @@ def adapting(model: nn.Module, *, prior: float = ONE_BATCH, where: Where = None)
         weight = examples / (prior + examples)
         if not float(own.count) > 1:  # one value has a mean, and no variance
             weight = 0.0
-        kept[id(layer)] = mean, var
-        for part, source, target in (
-            ("running_mean", mean, own.mean),
-            ("running_var", var, own.var()),
-        ):
-            blend = source.to(target.dtype) + weight * (target - source.to(target.dtype))
-            layer._buffers[part] = blend.to(source.dtype)
+        layer._buffers["running_mean"] = blend(mean, own.mean, weight).to(mean.dtype)
+        layer._buffers["running_var"] = blend(var, own.var(), weight).to(var.dtype)
 
-    def after(layer: nn.Module, *_: Any) -> None:
-        if id(layer) in kept:
-            layer._buffers["running_mean"], layer._buffers["running_var"] = kept.pop(id(layer))
+    def restore(name: str) -> None:
+        layers[name]._buffers["running_mean"], layers[name]._buffers["running_var"] = sources[name]
 
-    handles = [layer.register_forward_hook(after, always_call=True) for layer in layers.values()]
+    handles = [
+        layer.register_forward_hook(lambda *_, name=name: restore(name), always_call=True)
+        for name, layer in layers.items()
+    ]
     try:
-        with observed(layers, before):
+        with uncompiled(), observed(layers, before):
             yield
     finally:
         for handle in handles:
             handle.remove()
-        for layer in layers.values():
-            after(layer)
+        for name in layers:
+            restore(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import deque
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -10,14 +11,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from batchnorm.diagnose.accuracy import examples_in
+from batchnorm.diagnose.evidence import excess
 from batchnorm.diagnose.observe import observed
 from batchnorm.diagnose.shift import (
     TOLERANCE,
     Look,
     ShiftReport,
+    check_settings,
     evidence_of,
     known,
-    overall_excess,
 )
 from batchnorm.models.walk import Where, batch_norms
 
@@ -61,8 +64,8 @@ class ShiftDetector:
 
     Inside `with detector:`, or between `start` and `stop`, it hears every call of the model in
     evaluation, without another pass, whatever the sizes of the batches; one at a time, not from
-    several threads at once. Calls in training are not heard. What was compiled is compiled again
-    with it inside.
+    several threads at once. Calls in training are not heard, nor are calls of a part of the model.
+    A model that `torch.compile` has made is heard if its first call is; else there is a warning.
 
     Args:
         model: The model, with batch norms of `torch.nn` or of ours.
@@ -123,6 +126,7 @@ class ShiftDetector:
         ):
             if number < least:
                 raise ValueError(f"{what} is {number}: expected {least} or more")
+        check_settings(None, train_batch_size)
         found = batch_norms(model, where)
         names = list(known(model, found, train_batch_size)[0])
         last, count = len(names) - 1, min(layers, len(names))
@@ -134,7 +138,8 @@ class ShiftDetector:
         self._model, self._window = model, window
         self._channels, self._positions = channels, positions
         self._train_batch_size, self._tolerance = train_batch_size, tolerance
-        self._sum, self._examples = 0.0, 0
+        self._sum, self._examples, self._not_finite = 0.0, 0, 0
+        self._is_heard = self._is_warned = False
         self._attached: list[Any] = []
         self._full: Look | None = None
         self._begin()
@@ -170,6 +175,24 @@ class ShiftDetector:
         """
         return list(self._looks)
 
+    @property
+    def not_finite(self) -> int:
+        """How many examples were NaN or infinite in some layer: no window counts them.
+
+        Returns:
+            Their number since the start, or since `reset`.
+
+        Example:
+            >>> import batchnorm as bn, torch
+            >>> model = bn.BatchNorm(3).eval()
+            >>> with bn.ShiftDetector(model) as detector:
+            ...     y = model(torch.full((8, 3), torch.nan))
+            >>> detector.not_finite
+            8
+        """
+        now = (each.not_finite for each in self._look.evidence.values())
+        return self._not_finite + max(now, default=0)
+
     def start(self) -> ShiftDetector:
         """Begin to hear.
 
@@ -188,7 +211,11 @@ class ShiftDetector:
             raise RuntimeError("this detector hears already: stop it first")
         hearing = observed(self.layers, self._hear)
         hearing.__enter__()
-        self._attached = [hearing, self._model.register_forward_hook(lambda *_: self._heard())]
+        self._attached = [
+            hearing,
+            self._model.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True),
+            self._model.register_forward_hook(lambda *_: self._heard()),
+        ]
         return self
 
     def stop(self) -> None:
@@ -199,8 +226,9 @@ class ShiftDetector:
             >>> bn.ShiftDetector(bn.BatchNorm(3)).stop()
         """
         if self._attached:
-            hearing, handle = self._attached
-            handle.remove()
+            hearing, *handles = self._attached
+            for handle in handles:
+                handle.remove()
             hearing.__exit__(None, None, None)
             self._attached = []
 
@@ -225,7 +253,7 @@ class ShiftDetector:
             >>> detector.alarm
             False
         """
-        self._alarm, self._sum, self._examples = False, 0.0, 0
+        self._alarm, self._sum, self._examples, self._not_finite = False, 0.0, 0, 0
         self._looks.clear()
         self._full = None
         self._begin()
@@ -254,33 +282,50 @@ class ShiftDetector:
         return self._full.report()
 
     def _begin(self) -> None:
-        evidence, _ = evidence_of(self.layers, self._train_batch_size, self._channels)
+        with torch.inference_mode(False):  # what is made inside could not be written to outside
+            evidence, _ = evidence_of(self.layers, self._train_batch_size, self._channels)
         self._look = Look(evidence, self._positions, seed=self._examples)
 
+    def _before(self, _: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        self._look.begin(examples_in((args, keywords)))
+        self._is_heard = False
+
     def _hear(self, name: str, seen: Any) -> None:
+        self._is_heard = True
         if not self.layers[name].training:
             self._look(name, seen)
 
     @torch.no_grad()
     def _heard(self) -> None:
         """Test, if the window is full, after a call of the model."""
-        self._look.begin()
+        if not self._is_heard and not self._is_warned:
+            self._is_warned = True
+            warnings.warn(
+                "the detector hears nothing: this model was compiled before it listened, or calls "
+                "none of its layers. Start it before the first call, or give it the model as it "
+                "was written",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         new = self._look.count
         if new < self._window:
             return
         ran = [self._look.evidence[name] for name in self._look.order]
-        z = overall_excess([each.compare() for each in ran if each.count > 1], self._tolerance)
+        z = excess([each.compare() for each in ran if each.count > 1], self._tolerance)
         self._sum = max(0.0, self._sum + min(z, _MOST) - _SLACK)
-        self._alarm |= self._sum > self.threshold
+        alarm = self._sum > self.threshold
+        self._alarm |= alarm
         self._examples += new
-        self._looks.append(DetectorLook(self._examples, z, self._sum, self._sum > self.threshold))
+        self._not_finite += max(each.not_finite for each in ran)
+        self._looks.append(DetectorLook(self._examples, z, self._sum, alarm))
         self._full = self._look
         self._begin()
 
     def __repr__(self) -> str:
         state = "ALARM" if self.alarm else "no alarm"
+        odd = f", {self.not_finite:,} not finite" if self.not_finite else ""
         return (
-            f"ShiftDetector: {state}, {self._examples:,} examples, sum {self._sum:.2f} of "
+            f"ShiftDetector: {state}, {self._examples:,} examples{odd}, sum {self._sum:.2f} of "
             f"{self.threshold:.2f}"
         )
 

@@ -69,9 +69,24 @@ def sharpen(
     wanted = [(p, p.requires_grad) for p in model.parameters()]
     modes = Modes(model)
     entropies: list[float] = []
-    spreads: list[float] = []
-    collapse = None
     rounds = chain.from_iterable(limited(data, max_batches) for _ in repeat(None))
+
+    def logits_for(batch: Any) -> Tensor:
+        logits = logits_of(call_with(model, batch, call))
+        if logits is None:
+            raise ValueError(
+                "the model returns no logits, a tensor (N, classes) or an object that has it as "
+                ".logits: give call=lambda model, batch: ... that returns them"
+            )
+        return logits.float()
+
+    def spread() -> float:
+        """Return the entropy of the mean prediction, over all data."""
+        with torch.no_grad():
+            sums = [logits_for(batch).softmax(1).sum(0) for batch in limited(data, max_batches)]
+        mean = torch.stack(sums).sum(0)
+        return float(torch.special.entr(mean / mean.sum()).sum())
+
     try:
         model.eval()
         for p, _ in wanted:
@@ -79,53 +94,31 @@ def sharpen(
         for tensor in tensors:
             tensor.requires_grad_(True)
         with torch.enable_grad(), uncompiled():
+            first = spread()
             for _, batch in zip(range(steps), rounds, strict=False):
-                logits = logits_of(call_with(model, batch, call))
-                if logits is None:
-                    raise ValueError(
-                        "the model returns no logits, a tensor (N, classes) or an object that has "
-                        "it as .logits: give call=lambda model, batch: ... that returns them"
-                    )
-                entropy, spread = _entropies(logits)
+                logs = logits_for(batch).log_softmax(1)
+                entropy = -(logs.exp() * logs).sum(1).mean()
                 entropies.append(float(entropy.detach()))
-                spreads.append(spread)
-                collapse = _collapsed(entropies, spreads)
-                if collapse is not None:
-                    break
                 gradients = torch.autograd.grad(entropy, tensors, allow_unused=True)
                 with torch.no_grad():
                     for tensor, gradient in zip(tensors, gradients, strict=True):
                         if gradient is not None:
                             tensor.sub_(gradient, alpha=learning_rate)
+            last = spread()
     finally:
         for p, was in wanted:
             p.requires_grad_(was)
         modes.restore()
-    if collapse is None and not all(bool(tensor.isfinite().all()) for tensor in tensors):
-        collapse = "gamma or beta are not finite: take a lower learning_rate"
+    collapse = None
+    if not math.isfinite(last):
+        collapse = "predictions are not finite any more: take a lower learning_rate"
+    elif last < _GUARD * first:
+        collapse = (
+            f"predicted classes grew fewer: their entropy fell from {first:.2f} to {last:.2f} nats"
+        )
     if collapse is not None:
         with torch.no_grad():
             for tensor, values in zip(tensors, before, strict=True):
                 tensor.copy_(values)
-    kept = 0 if collapse is not None else len(entropies)
     ends = (entropies[0], entropies[-1]) if entropies else (0.0, 0.0)
-    return Sharpened(kept, ends, collapse)
-
-
-def _entropies(logits: Tensor) -> tuple[Tensor, float]:
-    """Return the mean entropy of the predictions, and the entropy of their mean."""
-    logs = logits.float().log_softmax(1)
-    entropy = -(logs.exp() * logs).sum(1).mean()
-    mean = logs.detach().exp().mean(0)
-    return entropy, float(-(mean * mean.clamp(min=1e-30).log()).sum())
-
-
-def _collapsed(entropies: list[float], spreads: list[float]) -> str | None:
-    if not math.isfinite(entropies[-1]):
-        return "predictions are not finite: take a lower learning_rate"
-    if spreads[-1] < _GUARD * spreads[0]:
-        return (
-            f"predicted classes grew fewer: their entropy fell from {spreads[0]:.2f} to "
-            f"{spreads[-1]:.2f} nats in {len(spreads)} steps"
-        )
-    return None
+    return Sharpened(0 if collapse is not None else len(entropies), ends, collapse)

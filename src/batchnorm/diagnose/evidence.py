@@ -12,6 +12,7 @@ common is in the replicates, too.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from batchnorm.moments import divide, statistics_dtype
 
 #: How many replicates there are: their mean and variance are used, not their extremes.
 REPLICATES = 200
+_ROUNDING = 1e-6  # of a distance
 
 
 class Evidence:
@@ -35,6 +37,7 @@ class Evidence:
 
     Attributes:
         count: The number of examples.
+        not_finite: The number of those that were left out.
         step: Of how many channels one is looked at.
         mean: What the layer has kept.
         std: What the layer divides by: sqrt(running_var + eps).
@@ -43,7 +46,7 @@ class Evidence:
     def __init__(
         self, mean: Tensor, var: Tensor, eps: float, behind: float = math.inf, step: int = 1
     ) -> None:
-        self.count, self.step, self._behind = 0, step, behind
+        self.count, self.not_finite, self.step, self._behind = 0, 0, step, behind
         mean, var = mean[::step], var[::step]
         dtype = statistics_dtype(mean.device)
         self.mean = mean.detach().to(dtype, copy=True)
@@ -82,6 +85,7 @@ class Evidence:
         """
         finite = of_each.isfinite().flatten(1).all(1)
         if not bool(finite.all()):
+            self.not_finite += int((~finite).sum())
             of_each, weights = of_each[finite], weights[:, finite]
         exact = of_each.to(self._powers.dtype)
         self.count += len(exact)
@@ -107,28 +111,57 @@ class Evidence:
         spread = (squares - means.square()).clamp(min=0)
         noise = spread / (n - 1) * noisier
         var = (means[1] - shift.square() + noise[0]).clamp(min=0)
-        ratio = (var + self._eps).clamp(min=torch.finfo(var.dtype).tiny)
-        distance = ((1 + shift.square()) / ratio + ratio + shift.square()) / 2 - 1
+        ratio = var + self._eps
+        # one example more, as those of training: few may all be alike, and yet vary
+        held = (n * ratio + 1) / (n + 1)
+        distance = ((1 + shift.square()) / held + held + shift.square()) / 2 - 1
         # What chance makes of it is that of examples like these which had the moments of the layer:
         # a variance is a^2 about the mean of the data, and both are in the units of the data.
+        covariance = crossed[0] - means[0] * means[1]
+        of_var = spread[1] - 4 * shift * covariance + 4 * shift.square() * spread[0]
+        of_var = of_var.clamp(min=0) / (n - 1) * noisier
+        parts = torch.stack([noise[0] / var, of_var / var.square() / 2]).nan_to_num(0, 0)
         drawn = (self._drawn - self._weights * means.flatten().float()).view(-1, *means.shape)
         drawn *= math.sqrt(noisier / (n * (n - 1)))
-        drawn_var = (drawn[:, 1] - 2 * shift * drawn[:, 0]) / ratio
-        covariance = crossed[0] - means[0] * means[1]
-        spread_var = spread[1] - 4 * shift * covariance + 4 * shift.square() * spread[0]
-        chance = spread[0] / ratio + spread_var.clamp(min=0) / ratio.square() / 2
         third = cubes - 3 * means * squares + 2 * means.pow(3)
+        z = _normal(
+            torch.stack([shift, means[1] + self._eps - 1]) / noise.sqrt(),
+            third / spread.pow(1.5),
+            n,
+        )
+        # Of a channel that is seldom active, few examples show nothing, and of that they are sure.
+        z[1].clamp_(min=-math.sqrt(n) / 2)
         return Compared(
             count=n,
             step=self.step,
             mean=shift,
             ratio=ratio,
             distance=distance,
-            noise=chance / (n - 1) * noisier,
-            by_chance=drawn[:, 0].square() / ratio + drawn_var.square() / 2,
-            t=torch.stack([shift, means[1] + self._eps - 1]) / noise.sqrt(),
-            skew=third / spread.pow(1.5),
+            noise=parts.sum(0),
+            z=z,
+            tested=(parts * z.square()).sum(0),
+            by_chance=(parts * (drawn.square() / noise).nan_to_num(0, 0)).sum(1),
         )
+
+
+def _normal(t: Tensor, skew: Tensor, count: int) -> Tensor:
+    """Return what is standard normal where t is a mean over its standard error, and nothing moved.
+
+    Squares are skewed, and few of them have no t distribution: Hall's transformation mends that.
+
+    Args:
+        t: The means, in standard errors.
+        skew: The skewness of what they are means of.
+        count: Of how many.
+
+    Source:
+        Hall, On the removal of skewness by transformation, 1992. Wallace, Bounds on normal
+        approximations to Student's and the chi-square distributions, 1959.
+    """
+    t, s, freedom = t.nan_to_num(0, 1e6, -1e6), skew.nan_to_num(0) / math.sqrt(count), count - 1
+    t = t + s * t.square() / 3 + s.square() * t.pow(3) / 27 + s / 6
+    z = (freedom * torch.log1p(t.square() / freedom)).sqrt() * t.sign()
+    return z * (8 * freedom + 1) / (8 * freedom + 3)
 
 
 @dataclass(frozen=True)
@@ -142,9 +175,9 @@ class Compared:
         ratio: The variance, relative to that of the layer, both with eps.
         distance: The symmetric Kullback-Leibler divergence of the two normal distributions.
         noise: What the distance is by chance, where nothing has moved.
-        by_chance: The distances of the replicates, (REPLICATES, C).
-        t: How many standard errors the means of a and a^2 have moved, (2, C).
-        skew: The skewness of both over the examples, (2, C).
+        z: How far the means of a and a^2 have moved, as standard normal numbers, (2, C).
+        tested: The sum of their squares, each as large as its part in the noise.
+        by_chance: The same of the replicates, (REPLICATES, C).
     """
 
     count: int
@@ -153,51 +186,46 @@ class Compared:
     ratio: Tensor
     distance: Tensor
     noise: Tensor
+    z: Tensor
+    tested: Tensor
     by_chance: Tensor
-    t: Tensor
-    skew: Tensor
 
     def p_values(self) -> Tensor:
         """Return, for each channel, how probable what was seen would be by chance.
 
-        Of mean and variance the one that moved more, by the t distribution, doubled. Squares are
-        skewed, and few of them have no t distribution: Hall's transformation mends that.
-
-        Source:
-            Hall, On the removal of skewness by transformation, 1992. Wallace, Bounds on normal
-            approximations to Student's and the chi-square distributions, 1959.
+        Of mean and variance the one that moved more, doubled.
         """
-        t, skew, freedom = self.t.nan_to_num(0, 1e6, -1e6), self.skew.nan_to_num(0), self.count - 1
-        s = skew / math.sqrt(self.count)
-        t = t + s * t.square() / 3 + s.square() * t.pow(3) / 27 + s / 6
-        z = (freedom * torch.log1p(t.square() / freedom)).sqrt()
-        z = z * (8 * freedom + 1) / (8 * freedom + 3)
-        p: Tensor = 2 * torch.special.erfc(z.amax(0) / math.sqrt(2))
+        p: Tensor = 2 * torch.special.erfc(self.z.abs().amax(0) / math.sqrt(2))
         return p.clamp(max=1)
 
 
-def excess(distance: Tensor, by_chance: Tensor, count: int) -> float:
-    """Return how far a mean distance is above what it is by chance, as a standard normal number.
+def excess(found: Sequence[Compared], tolerance: float = 0.0) -> float:
+    """Return how far layers together are above chance, as a standard normal number.
 
-    Both are sums of squares, about gamma distributed: the distance, and what chance makes of it as
-    far as so many examples tell. Their ratio has an F distribution, whose cube root is about
-    normal.
+    Each layer is in units of its own chance, or else the noisiest would drown the others. What was
+    seen and what chance makes of it are sums of squares, about gamma distributed, and the cube root
+    of such a number is about normal.
 
     Args:
-        distance: What was seen, one number.
-        by_chance: The same of the replicates.
-        count: The number of examples.
+        found: The layers.
+        tolerance: A distance that counts for none.
 
     Source:
-        Paulson, An approximate normalization of the analysis of variance distribution, 1942.
+        Wilson & Hilferty, The distribution of chi-square, 1931.
     """
-    mean, var = float(by_chance.mean()), float(by_chance.var())
-    if not var > 0:  # all examples are the same
-        return math.inf if float(distance) > mean else 0.0
-    part = var / (9 * mean * mean)  # 2 / 9 of one over the degrees of freedom
-    rest = part / (count - 1)
-    root = math.cbrt(min(float(distance) / mean, 1e30))
-    return ((1 - rest) * root - (1 - part)) / math.sqrt(rest * root * root + part)
+    seen, drawn = [], []
+    for layer in found:
+        by_chance = layer.by_chance.mean(1).cpu()
+        unit = float(by_chance.mean())
+        if unit > 0:
+            seen.append((float(layer.tested.mean()) - tolerance) / unit)
+            drawn.append(by_chance / unit)
+        elif float(layer.distance.mean()) > max(tolerance, _ROUNDING):
+            return math.inf  # all examples are the same, and not those of training
+    if not drawn:
+        return 0.0
+    part = float(torch.stack(drawn).mean(0).var()) / 9
+    return (math.cbrt(math.fsum(seen) / len(seen)) - 1 + part) / math.sqrt(part)
 
 
 def p_value(z: float) -> float:

@@ -40,7 +40,8 @@ class Monitor:
     Of each layer: percentiles of the input, the moments of the batch, how far these are from those
     of the record before and from the running statistics, weight and bias, the norms of their
     gradients, and the share of dead channels; see `Record`. The training loop stays as it is, and
-    so does what comes of it, bit for bit.
+    so does what comes of it, bit for bit; but where a compiled model draws random numbers, as
+    recorded passes run as it was written.
 
     A step is from a forward pass of the model, in training and with gradients on, to the next step
     of an optimizer of `torch.optim` that has any of its parameters, or else to `step()`. Its first

@@ -27,7 +27,11 @@ class Seen(NamedTuple):
     mask: Tensor | None
 
     def rows(
-        self, most: int | None = None, generator: torch.Generator | None = None
+        self,
+        most: int | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        examples: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the values as (examples, channels, positions), and the weights beside them.
 
@@ -38,6 +42,8 @@ class Seen(NamedTuple):
             most: How many positions, each example its own, for a place of a picture is not like
                 another; all if left out.
             generator: What they are drawn by, on the CPU.
+            examples: How many examples the batch has, where that is known: tokens that were
+                flattened into rows are no examples, but those of one stand together.
         """
         channel = self.channel_dim % self.x.ndim
         example = 1 if channel == 0 else 0
@@ -51,6 +57,8 @@ class Seen(NamedTuple):
             places = torch.broadcast_to(self.mask, positions).unsqueeze(channel).permute(order)
             places = places.flatten(2) if rest else places[:, :, None]
             places = places.to(torch.float32)
+        values = _of_examples(values, examples)
+        places = None if places is None else _of_examples(places, examples)
         count, _, length = values.shape
         if most is not None and length > most:
             drawn = torch.randint(length, (count, most), generator=generator).to(values.device)
@@ -58,6 +66,14 @@ class Seen(NamedTuple):
             values = values[rows, :, drawn].mT
             places = None if places is None else places[rows, :, drawn].mT
         return values, places
+
+
+def _of_examples(values: Tensor, examples: int | None) -> Tensor:
+    """Return (examples, channels, positions) of what has several rows for an example."""
+    if not examples or len(values) == examples or len(values) % examples:
+        return values
+    rows = values.reshape(examples, -1, *values.shape[1:])
+    return rows.transpose(1, 2).flatten(2)
 
 
 @contextmanager

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
+from batchnorm.diagnose.accuracy import examples_in
 from batchnorm.diagnose.evidence import (
     REPLICATES,
     Compared,
@@ -94,6 +96,7 @@ class ShiftReport:
         kind: `"none"`; `"input"`, a shift that begins at the first layers; or `"semantic"`, one
             that begins later: the inputs look as in training, and what they show does not.
         examples: How many were seen.
+        not_finite: How many of them were left out by some layer, being NaN or infinite there.
         layers: Every layer, in the order in which they ran.
         channels: The channels of all layers, those that moved most first.
         left: The layers that say nothing, each with the reason.
@@ -111,6 +114,7 @@ class ShiftReport:
     p_value: float
     kind: Literal["none", "input", "semantic"]
     examples: int
+    not_finite: int
     layers: dict[str, LayerShift]
     channels: list[ChannelShift]
     left: dict[str, str] = field(default_factory=dict)
@@ -157,7 +161,8 @@ class ShiftReport:
         ]
         if self.shifted:
             moved = [name for name, layer in self.layers.items() if layer.shifted]
-            lines.append(f"  {len(moved)} of {len(self.layers)} layers, from {moved[0]!r} on")
+            where = f", from {moved[0]!r} on" if moved else " by themselves, but all together"
+            lines.append(f"  {len(moved)} of {len(self.layers)} layers{where}")
         width = max((len(name) for name in self.layers), default=0)
         width = min(max(width, 5), 40)
         lines.append(f"  {'layer':<{width}} {'score':>9} {'by chance':>9} {'p':>8}  channels")
@@ -179,6 +184,8 @@ class ShiftReport:
                 f"  {(channel.layer or 'itself')[-40:]}, channel {channel.channel}: mean "
                 f"{channel.mean:+.2f} sd, variance x{channel.ratio:.2f}"
             )
+        if self.not_finite:
+            lines.append(f"  {self.not_finite:,} examples are not finite, and left out")
         lines += [f"  left {name or 'itself'}: {why}" for name, why in self.left.items()]
         return "\n".join(lines)
 
@@ -206,14 +213,20 @@ class Look:
         self._generator = torch.Generator().manual_seed(seed)
         self._weights: dict[int, Tensor] = {}
         self._batches, self._calls = 0, Counter[str]()
+        self._examples: int | None = None
 
-    def begin(self) -> None:
-        """Say that other examples come."""
+    def begin(self, examples: int | None = None) -> None:
+        """Say that other examples come.
+
+        Args:
+            examples: How many, where that is known.
+        """
         self._weights.clear()
+        self._examples = examples
 
     def __call__(self, name: str, seen: Seen) -> None:
         """See what a layer got."""
-        x, places = seen.rows(self._most, self._generator)
+        x, places = seen.rows(self._most, self._generator, examples=self._examples)
         self.evidence[name].add(x, places, self._weights_of(name, x))
 
     def add_each(self, found: Mapping[str, Tensor]) -> None:
@@ -268,8 +281,10 @@ class Look:
                 found[name] = self.evidence[name].compare()
         if not found:
             why = "; ".join(f"{name!r}: {reason}" for name, reason in left.items())
+            if not self._batches and not self.order:
+                why = "there are none, or the model calls no batch norm"
             raise ValueError(f"no batch norm says anything of these data: {why}")
-        z = [excess(c.distance.mean(), c.by_chance.mean(1), c.count) for c in found.values()]
+        z = [excess([compared]) for compared in found.values()]
         p = corrected([p_value(each) for each in z])
         scores = [max(float((c.distance - c.noise).mean()), 0.0) for c in found.values()]
         of_channels = torch.cat([c.p_values().cpu() for c in found.values()])
@@ -286,7 +301,7 @@ class Look:
             )
             for at, (name, compared) in enumerate(found.items())
         }
-        overall = p_value(overall_excess(found.values()))
+        overall = p_value(excess(list(found.values())))
         score = max(math.fsum(scores) / len(scores), 0.0)
         shifted = overall <= alpha and score > tolerance
         return ShiftReport(
@@ -296,33 +311,17 @@ class Look:
             overall,
             _kind(list(layers.values())) if shifted else "none",
             self.count,
+            max(evidence.not_finite for evidence in self.evidence.values()),
             layers,
             _channels(found, moved),
             left,
         )
 
 
-def overall_excess(found: Iterable[Compared], tolerance: float = 0.0) -> float:
-    """Return how far all layers together are above chance, as a standard normal number.
-
-    Each layer is in units of its own chance, or else the noisiest would drown the others.
-
-    Args:
-        found: They.
-        tolerance: A distance that counts for none.
-    """
-    distances, by_chance, counts = [], [], []
-    for compared in found:
-        drawn = compared.by_chance.mean(1).cpu()
-        unit = drawn.mean().clamp(min=torch.finfo(drawn.dtype).tiny)
-        distances.append((compared.distance.mean().cpu() - tolerance) / unit)
-        by_chance.append(drawn / unit)
-        counts.append(compared.count)
-    return excess(torch.stack(distances).mean(), torch.stack(by_chance).mean(0), min(counts))
-
-
 def _kind(layers: list[LayerShift]) -> Literal["input", "semantic"]:
-    begins = next((at for at, layer in enumerate(layers) if layer.shifted), 0)
+    scores = [layer.score for layer in layers]
+    most = scores.index(max(scores))  # where no layer is sure by itself
+    begins = next((at for at, layer in enumerate(layers) if layer.shifted), most)
     return "input" if begins <= _EARLY * (len(layers) - 1) else "semantic"
 
 
@@ -341,6 +340,13 @@ def _channels(found: Mapping[str, Compared], moved: Iterable[Tensor]) -> list[Ch
     return sorted(channels, key=lambda channel: -channel.score)
 
 
+def check_settings(max_batches: int | None, train_batch_size: int) -> None:
+    """Raise ValueError if a number is too small."""
+    for what, number in (("max_batches", max_batches), ("train_batch_size", train_batch_size)):
+        if number is not None and number < 1:
+            raise ValueError(f"{what} is {number}: expected 1 or more")
+
+
 def known(
     model: nn.Module, layers: Mapping[str, _BatchNorm], train_batch_size: int
 ) -> tuple[dict[str, Evidence], dict[str, str]]:
@@ -354,6 +360,9 @@ def known(
     Raises:
         ValueError: It has none.
     """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(f"{name!r} has no size yet, being lazy: call the model once first")
     evidence, left = evidence_of(layers, train_batch_size)
     if not evidence:
         why = "; ".join(f"{name or 'itself'}: {reason}" for name, reason in left.items())
@@ -390,8 +399,8 @@ def evidence_of(
         mean, var = layer.running_mean, layer.running_var
         if mean is None or var is None:
             left[name] = "it has no running statistics"
-        elif not bool(mean.isfinite().all() and var.isfinite().all()):
-            left[name] = "its running statistics are not finite: see bn.check"
+        elif mean.is_meta or not bool((mean.isfinite() & (var >= 0) & var.isfinite()).all()):
+            left[name] = "its running statistics are no mean and variance: see bn.check"
         else:
             step = 1 if most is None else max(len(mean) // most, 1)
             behind = _behind(layer, train_batch_size)
@@ -482,6 +491,9 @@ def measure_shift(
         robustness against common corruptions by covariate shift adaptation, 2020
         (arXiv:2006.16971), measure shift by what batch norms have kept.
     """
+    check_settings(max_batches, train_batch_size)
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha is {alpha}: expected a number between 0 and 1")
     layers = batch_norms(model, where)
     evidence, left = known(model, layers, train_batch_size)
     look = Look(evidence)
@@ -491,7 +503,7 @@ def measure_shift(
         progress_bar("shift", data, max_batches, 1, progress) as advance,
     ):
         for batch in limited(data, max_batches):
-            look.begin()
+            look.begin(examples_in(batch))
             call_with(model, batch, call)
             advance()
     report = look.report(alpha, tolerance)

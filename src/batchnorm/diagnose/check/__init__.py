@@ -120,7 +120,10 @@ def check(
     known = Known(model, layers, optimizer, copies or {}, process_group)
     if data is not None:
         look(known, data, call, max_batches, progress)
-    return report_of(known, _CHECKS)
+    report = report_of(known, _CHECKS)
+    if not layers:
+        report.findings.append(_none(model))
+    return report
 
 
 def report_of(known: Known, checks: Iterable[Callable[[Known], Iterator[Finding]]]) -> HealthReport:
@@ -132,8 +135,6 @@ def report_of(known: Known, checks: Iterable[Callable[[Known], Iterator[Finding]
     """
     findings = [finding for find in checks for finding in find(known)]
     findings = [*gap.find(known, findings), *findings]
-    if not known.layers:
-        findings.append(_none(known.model))
     return HealthReport(
         sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)),
         len(known.layers),

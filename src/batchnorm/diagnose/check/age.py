@@ -34,12 +34,13 @@ def find(known: Known) -> Iterator[Finding]:
             is_off = gap is not None and gap.is_open
             if layer.momentum == 0 or not (moved or is_off):
                 continue
-            shown = [f"{moved[0]} was trained"] if moved else []
+            shown = [f"{moved[0]} is not what a layer begins with"] if moved else []
             if gap is not None:
                 shown.append(f"what it gets is {number(gap.distance)} standard deviations off")
             yield Finding(
                 "never_updated",
-                "error",
+                # a weight alone may have been drawn at random
+                "error" if is_off or tracked or "bias" in moved else "warning",
                 name,
                 f"running_mean is 0 and running_var 1{counted}, but {' and '.join(shown)}",
                 "the model was trained in evaluation mode, the statistics were frozen or reset, or "

@@ -58,7 +58,7 @@ def find(known: Known) -> Iterator[Finding]:
                 if made_of.startswith("ghost")
                 else f"data = torch.utils.data.DataLoader(data.dataset, {_ENOUGH}, shuffle=True)",
             )
-    yield from unshuffled(known)
+    yield from _unshuffled(known)
 
 
 def _together(layer: _BatchNorm, examples: int) -> tuple[int, str]:
@@ -84,27 +84,35 @@ def _processes(layer: _BatchNorm) -> int:
     return torch.distributed.get_world_size(None if group == "world" else group)
 
 
-def unshuffled(known: Known) -> Iterator[Finding]:
-    """Find the first layer that sees that examples are sorted."""
+def _unshuffled(known: Known) -> Iterator[Finding]:
     names = [name for name in known.seen if name in known.layers]
     spreads: dict[str, Spread] = {name: known.seen[name].spread for name in names}
-    sorted_labels = _is_sorted(known.labels)
-    first = next((name for name in names if _is_sorted(spreads[name])), None)
-    if first is None and not (sorted_labels and names):
-        return
-    if first is None:
-        first = names[0]
-    excess, sure = spreads[first].excess()
+    first = next((name for name in names if is_sorted(spreads[name])), None)
+    if first is None and is_sorted(known.labels):
+        first = next(iter(names), None)
+    if first is not None:
+        yield of_sorted(first, spreads[first], known.labels)
+
+
+def of_sorted(name: str, spread: Spread, labels: Spread) -> Finding:
+    """Return what is to be said of examples that are sorted.
+
+    Args:
+        name: The layer that sees it.
+        spread: How they are spread over the batches.
+        labels: Likewise, their labels.
+    """
+    excess, sure = spread.excess()
     evidence = (
-        f"the means of {spreads[first].batches} batches vary {number(excess)} times as much as "
+        f"the means of {spread.batches} batches vary {number(excess)} times as much as "
         f"those of shuffled examples would ({number(sure)} standard deviations of chance)"
     )
-    if sorted_labels:
-        evidence += f"; the labels, {number(known.labels.excess()[0])} times"
-    yield Finding(
+    if is_sorted(labels):
+        evidence += f"; the labels, {number(labels.excess()[0])} times"
+    return Finding(
         "unshuffled_batches",
         "warning",
-        first,
+        name,
         evidence,
         "each batch has examples of a kind, as of one class: its variance lacks what lies between "
         "kinds, and what is learned depends on who else is in the batch",
@@ -112,6 +120,7 @@ def unshuffled(known: Known) -> Iterator[Finding]:
     )
 
 
-def _is_sorted(spread: Spread) -> bool:
+def is_sorted(spread: Spread) -> bool:
+    """Return whether batches differ by more than chance makes shuffled ones."""
     excess, sure = spread.excess()
     return sure > _SURE and excess > _TWICE

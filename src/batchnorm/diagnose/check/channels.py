@@ -45,17 +45,19 @@ def find(known: Known) -> Iterator[Finding]:
         if var is None or dead is None:
             continue
         live = var[~dead].double()
-        if len(live) and float(live.median()) < layer.eps:
+        below = live[(live >= 0) & (live < layer.eps)]
+        if len(below):
+            is_usual = layer.eps <= _USUAL_EPS or 2 * len(below) < len(live)
             yield Finding(
                 "eps_over_variance",
-                "warning" if layer.eps > _USUAL_EPS else "note",
+                "note" if is_usual else "warning",
                 name,
-                f"eps is {number(layer.eps)}, and the variance of half of its channels is below "
-                f"{number(float(live.median()))}",
+                f"eps is {number(layer.eps)}, and the variance of {len(below)} of {len(live)} "
+                f"channels that vary is below, down to {number(float(below.min()))}",
                 "eps, and not the variance, decides the scale: what comes out is smaller than 1",
                 f"{known.spelled(name)}.eps = 1e-5"
                 if layer.eps > 1e-5
-                else f"{known.spelled(name)}.eps = {number(float(live.median()) / 100)}",
+                else f"{known.spelled(name)}.eps = {number(float(below.median()) / 100)}",
             )
         others = [value for other, value in medians.items() if other != name] or [medians[name]]
         largest = float(var.double().nan_to_num(0, 0, 0).max())
@@ -133,7 +135,8 @@ def _constant(known: Known, name: str, dead: Tensor) -> Finding:
     shown = ", ".join(str(at) for at in dead.nonzero().flatten().tolist()[:5])
     more, spelled = ", ..." if count > 5 else "", known.spelled(name)
     which = str(dead.nonzero().flatten().tolist())
-    if len(which) > _LETTERS:
+    layer = known.layers[name]
+    if len(which) > _LETTERS and layer.running_var is not None:
         which = f"{spelled}.running_var < {_DEAD}"
     return Finding(
         "constant_channels",
@@ -141,5 +144,7 @@ def _constant(known: Known, name: str, dead: Tensor) -> Finding:
         name,
         f"{count} of {size} channels do not vary (number {shown}{more})",
         "what makes them is 0 or cut off, as by a ReLU that never opens: they carry nothing",
-        f"{spelled}.weight.data[{which}] = 0  # or start them anew, before the layer",
+        f"{spelled}.weight.data[{which}] = 0  # or start them anew, before the layer"
+        if layer.weight is not None
+        else f"{which}  # start these channels anew, in the layer before",
     )

@@ -67,7 +67,7 @@ class Known:
     def add(self, evaluation: Any, by_batch: Any, labels: Tensor | None) -> None:
         """Note what the model returned for a batch, twice, as `Outputs.add` takes it."""
         if labels is not None:
-            self.labels.add(F.one_hot(labels.long() % _KINDS, _KINDS).cpu())
+            self.labels.add(kinds(labels))
         self.outputs.add(evaluation, by_batch, labels)
         self.batches += 1
 
@@ -90,6 +90,11 @@ class Known:
     def is_frozen(self, name: str) -> bool:
         """Return whether the running statistics normalize in training, too."""
         return is_frozen(self.model, self.layers[name])
+
+
+def kinds(labels: Tensor) -> Tensor:
+    """Return labels as values whose spread tells whether they are sorted: one for each kind."""
+    return F.one_hot(labels.long() % _KINDS, _KINDS).cpu()
 
 
 def is_frozen(model: nn.Module, layer: _BatchNorm) -> bool:

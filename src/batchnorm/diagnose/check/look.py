@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from batchnorm.diagnose.accuracy import examples_in, labels_in
 from batchnorm.diagnose.check import neighbours
 from batchnorm.diagnose.check.known import Known, is_frozen
-from batchnorm.diagnose.check.outputs import examples_in, labels_in
 from batchnorm.diagnose.check.seen import SeenByLayer
 from batchnorm.diagnose.observe import Seen, in_evaluation, observed
 from batchnorm.layers import BatchNorm

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -71,32 +70,4 @@ def _scores(output: Any) -> Tensor | None:
     for leaf in pytree.tree_leaves(output):
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim and leaf.numel():
             return leaf
-    return None
-
-
-def labels_in(batch: Any, examples: int | None) -> Tensor | None:
-    """Return what are labels in a batch: its second element, or `labels` of a dict.
-
-    Integers, one for each example.
-
-    Args:
-        batch: The batch.
-        examples: The number of its examples.
-    """
-    found = None
-    if isinstance(batch, tuple | list) and len(batch) > 1:
-        found = batch[1]
-    elif hasattr(batch, "get"):
-        found = batch.get("labels")
-    if not isinstance(found, Tensor) or found.ndim != 1 or len(found) != examples or not examples:
-        return None
-    whole = not found.is_floating_point() and not found.is_complex() and found.dtype != torch.bool
-    return found if whole else None
-
-
-def examples_in(batch: Any) -> int | None:
-    """Return the number of examples in a batch, the size of its first tensor; None if unknown."""
-    for leaf in pytree.tree_leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.ndim:
-            return len(leaf)
     return None

@@ -154,7 +154,8 @@ class HealthReport:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= _LETTERS else "..." + name[-_LETTERS:]
+    short = name if len(name) <= _LETTERS else "..." + name[-_LETTERS:]
+    return short.replace("$", r"\$")  # which would begin mathematics
 
 
 def _plural(count: int, what: str, ending: str = "s") -> str:

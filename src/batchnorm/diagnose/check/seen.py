@@ -55,8 +55,7 @@ class SeenByLayer:
             return
         if seen.mask is None and seen.x.ndim == 3:
             self.padding.add(values)
-        values = _of_examples(values, examples)
-        weights = None if weights is None else _of_examples(weights, examples)
+        values, weights = seen.rows(examples=examples)
         self.positions = max(self.positions, values.shape[2])
         if self._middle is None:
             self._middle = found.mean.to(torch.promote_types(values.dtype, torch.float32))[:, None]
@@ -75,14 +74,3 @@ class SeenByLayer:
         assert self.moments is not None
         rounding = self.resolution * self.moments.mean.abs()
         return self.variance() <= rounding.square()
-
-
-def _of_examples(values: Tensor, examples: int | None) -> Tensor:
-    """Return (examples, channels, positions) of what has several rows for an example.
-
-    What flattens tokens into rows keeps those of an example together; they are not independent.
-    """
-    if not examples or len(values) == examples or len(values) % examples:
-        return values
-    rows = values.reshape(examples, -1, *values.shape[1:])
-    return rows.transpose(1, 2).flatten(2)
