@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -20,9 +21,15 @@ LENGTH = 100  # windows in a stream
 
 @cache
 def trained(name: str) -> nn.Module:
-    """Return a network of the study, trained on digits."""
+    """Return a network of the study, trained on digits.
+
+    Args:
+        name: Its name; with ", after", it is normalized after its activations.
+    """
+    name, _, place = name.partition(", ")
     network, data = NETWORKS[name], load("digits")
-    model = build(network, NORMALIZED, data.shape, data.classes, 0)
+    recipe = replace(NORMALIZED, place="after") if place else NORMALIZED
+    model = build(network, recipe, data.shape, data.classes, 0)
     for at, batch in enumerate(batches(data, 60, 0, torch.float32)):
         if at == network.steps:
             break
