@@ -33,7 +33,7 @@ from batchnorm.models.files import Model, NotVerified, check_paths, naming, writ
 from batchnorm.study.shifts import SHIFTS
 
 if TYPE_CHECKING:
-    from batchnorm.diagnose.shift import ShiftReport
+    from batchnorm.diagnose.shift_report import ShiftReport
 
 _Shift = Annotated[
     str | None,

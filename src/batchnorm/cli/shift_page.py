@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from batchnorm.cli import shift_words as words
 from batchnorm.cli.page import code, framed, picture, text
-from batchnorm.diagnose.shift import ShiftReport, p_text
+from batchnorm.diagnose.shift_report import ShiftReport, p_text
 from batchnorm.study.errors import printable
 from batchnorm.study.markup import table
 

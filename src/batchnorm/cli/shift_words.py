@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from batchnorm.diagnose.shift import TOLERANCE, ShiftReport, p_text
+from batchnorm.diagnose.look import TOLERANCE
+from batchnorm.diagnose.shift_report import ShiftReport, p_text
 
 _VERDICTS = {
     "none": "No shift",

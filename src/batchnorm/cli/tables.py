@@ -10,12 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from batchnorm.cli import shift_words as words
-from batchnorm.diagnose.shift import p_text
+from batchnorm.diagnose.shift_report import p_text
 from batchnorm.study.errors import printable
 
 if TYPE_CHECKING:
     from batchnorm.diagnose.adapt import AdaptReport
-    from batchnorm.diagnose.shift import ShiftReport
+    from batchnorm.diagnose.shift_report import ShiftReport
     from batchnorm.models.fold import FoldReport
     from batchnorm.models.programs.moved import ProgramReport
 

@@ -15,8 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from batchnorm.diagnose.accuracy import Gain, examples_in, gain, labels_in, logits_of
 from batchnorm.diagnose.entropy import Sharpened, sharpen
 from batchnorm.diagnose.evidence import Evidence
+from batchnorm.diagnose.look import Look, check_settings, evidence_of, known
 from batchnorm.diagnose.observe import Seen, in_evaluation, observed
-from batchnorm.diagnose.shift import Look, ShiftReport, check_settings, evidence_of, known
+from batchnorm.diagnose.shift_report import ShiftReport
 from batchnorm.models.batches import CallModel, call_with, limited, progress_bar, uncompiled
 from batchnorm.models.calibrate import calibrate
 from batchnorm.models.report import Report

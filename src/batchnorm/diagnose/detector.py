@@ -13,15 +13,9 @@ from torch import nn
 
 from batchnorm.diagnose.accuracy import examples_in
 from batchnorm.diagnose.evidence import excess
+from batchnorm.diagnose.look import TOLERANCE, Look, check_settings, evidence_of, known
 from batchnorm.diagnose.observe import observed
-from batchnorm.diagnose.shift import (
-    TOLERANCE,
-    Look,
-    ShiftReport,
-    check_settings,
-    evidence_of,
-    known,
-)
+from batchnorm.diagnose.shift_report import ShiftReport
 from batchnorm.models.walk import Where, batch_norms
 
 #: What is taken off each look, in standard deviations of chance: half of the shift that is to be

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from batchnorm.diagnose.shift import ShiftReport
+    from batchnorm.diagnose.shift_report import ShiftReport
 
 _MOVED, _STILL = "#c4402f", "#7f8c99"
 #: The least score that is drawn: what chance leaves is of no interest, and has no logarithm.

@@ -12,14 +12,9 @@ from torch import Tensor
 
 from batchnorm.diagnose.adapt import AdaptReport, adapt, blend, weight_of
 from batchnorm.diagnose.evidence import Evidence
-from batchnorm.diagnose.shift import (
-    ALPHA,
-    TOLERANCE,
-    Look,
-    ShiftReport,
-    evidence_of,
-    measure_shift,
-)
+from batchnorm.diagnose.look import ALPHA, TOLERANCE, Look, evidence_of
+from batchnorm.diagnose.shift import measure_shift
+from batchnorm.diagnose.shift_report import ShiftReport
 from batchnorm.layers import BatchNorm
 from batchnorm.models.files import FileError, Model
 from batchnorm.models.programs.calibrate_onnx import calibrate_onnx
