@@ -272,6 +272,23 @@ def test_a_layer_full_of_noise_does_not_hide_the_others():
     assert [layer.shifted for layer in report.layers.values()] == [True, False]
 
 
+def test_channels_that_never_open_hide_no_shift():
+    model = relu_first()
+    with torch.no_grad():
+        model[1].bias[:20] = -100  # these never open, and others seldom
+        for batch in range(100):
+            model(draw(32, seed=1000 + batch))
+    model.eval()
+    found = [bn.measure_shift(model, [draw(64, 1.0, seed=seed)]) for seed in range(5)]
+    assert all(report.shifted and math.isfinite(report.p_value) for report in found)
+    clean = [bn.measure_shift(model, [draw(64, seed=seed)]) for seed in range(20)]
+    assert sum(report.shifted for report in clean) <= 3
+    with torch.no_grad(), bn.ShiftDetector(model) as detector:
+        for seed in range(5):
+            model(draw(32, 1.0, seed=seed))
+    assert detector.alarm
+
+
 def test_a_constant_layer_beside_others():
     model = nn.Sequential(nn.BatchNorm1d(2), nn.ReLU(), nn.BatchNorm1d(2)).eval()
     model[0].bias.data.fill_(-100)

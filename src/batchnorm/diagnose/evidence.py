@@ -23,6 +23,7 @@ from batchnorm.moments import divide, statistics_dtype
 #: How many replicates there are: their mean and variance are used, not their extremes.
 REPLICATES = 200
 _ROUNDING = 1e-6  # of a distance
+_CONSTANT = 1e-9  # of a mean square: the sums of the replicates are in float32
 
 
 class Evidence:
@@ -121,6 +122,8 @@ class Evidence:
         of_var = spread[1] - 4 * shift * covariance + 4 * shift.square() * spread[0]
         of_var = of_var.clamp(min=0) / (n - 1) * noisier
         parts = torch.stack([noise[0] / var, of_var / var.square() / 2]).nan_to_num(0, 0)
+        # what is constant but for rounding, as behind a ReLU that never opens, says nothing
+        parts[spread <= _CONSTANT * means.square()] = 0
         drawn = (self._drawn - self._weights * means.flatten().float()).view(-1, *means.shape)
         drawn *= math.sqrt(noisier / (n * (n - 1)))
         third = cubes - 3 * means * squares + 2 * means.pow(3)
@@ -158,7 +161,11 @@ def _normal(t: Tensor, skew: Tensor, count: int) -> Tensor:
         Hall, On the removal of skewness by transformation, 1992. Wallace, Bounds on normal
         approximations to Student's and the chi-square distributions, 1959.
     """
-    t, s, freedom = t.nan_to_num(0, 1e6, -1e6), skew.nan_to_num(0) / math.sqrt(count), count - 1
+    t, s, freedom = (
+        t.nan_to_num(0, 1e6, -1e6),
+        skew.nan_to_num(0, 0, 0) / math.sqrt(count),
+        count - 1,
+    )
     t = t + s * t.square() / 3 + s.square() * t.pow(3) / 27 + s / 6
     z = (freedom * torch.log1p(t.square() / freedom)).sqrt() * t.sign()
     return z * (8 * freedom + 1) / (8 * freedom + 3)
