@@ -74,7 +74,11 @@ class Features(nn.Module):
     def forward(self, x):
         x = x[:, :32]
         chance = (x / 2).sigmoid()
-        return {"rare": (chance > 0.75).float(), "exponential": -chance.log()}[self.kind]
+        return {
+            "rare": (chance > 0.75).float(),
+            "exponential": -chance.log(),
+            "log-normal": (0.7 * x).exp(),
+        }[self.kind]
 
 
 @pytest.mark.parametrize("count", [16, 32, 128, 512])
@@ -94,6 +98,39 @@ def test_at_most_one_clean_sample_in_twenty_is_a_false_alarm(network, count):
     assert np.mean(layers) <= 0.1
     if count >= 32 and network == "conv":
         assert np.mean([any(c.shifted for c in r.channels) for r in found]) <= 0.15
+
+
+@pytest.mark.parametrize("count", [32, 128])
+def test_what_few_examples_cannot_know_costs_false_alarms_in_a_third_at_most(count):
+    model = skewed("log-normal")
+    with torch.no_grad():
+        for batch in range(100):
+            model(draw(32, seed=1000 + batch))
+    found = [bn.measure_shift(model.eval(), [draw(count, seed=seed)]) for seed in range(100)]
+    assert np.mean([report.shifted for report in found]) <= 1 / 3
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_there_is_always_a_probability(seed):
+    """Whatever is constant, all but constant, rare, huge or tiny beside other channels."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(*shape):
+        return torch.rand(shape, generator=generator)
+
+    layer = nn.BatchNorm1d(40).eval()
+    layer.running_mean.copy_(10 ** (12 * drawn(40) - 6))
+    layer.running_var.copy_(10 ** (24 * drawn(40) - 12) * (drawn(40) > 0.2))
+    x = (
+        torch.randn(33, 40, generator=generator)
+        * layer.running_var.sqrt()
+        * 10 ** (4 * drawn(40) - 2)
+    )
+    x = (x + layer.running_mean) * (drawn(33, 40) < drawn(40) * (drawn(40) > 0.3))
+    report = bn.measure_shift(layer, [x])
+    numbers = [report.score, report.noise, report.p_value, *(c.p_value for c in report.channels)]
+    assert all(map(math.isfinite, numbers))
+    assert 0 <= report.p_value <= 1
 
 
 def test_the_noise_that_is_taken_off_is_what_chance_gives():

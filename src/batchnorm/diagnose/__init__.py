@@ -2,7 +2,7 @@
 
 from batchnorm.diagnose.adapt import AdaptReport as AdaptReport
 from batchnorm.diagnose.adapt import adapt as adapt
-from batchnorm.diagnose.adapt import adapting as adapting
+from batchnorm.diagnose.adapting import adapting as adapting
 from batchnorm.diagnose.check import Finding as Finding
 from batchnorm.diagnose.check import HealthReport as HealthReport
 from batchnorm.diagnose.check import check as check

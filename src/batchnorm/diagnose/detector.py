@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import deque
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -134,7 +135,7 @@ class ShiftDetector:
         self._train_batch_size, self._tolerance = train_batch_size, tolerance
         self._sum, self._examples, self._not_finite = 0.0, 0, 0
         self._is_heard = self._is_warned = False
-        self._attached: list[Any] = []
+        self._attached: ExitStack | None = None
         self._full: Look | None = None
         self._begin()
 
@@ -201,15 +202,16 @@ class ShiftDetector:
             >>> detector = bn.ShiftDetector(bn.BatchNorm(3)).start()
             >>> detector.stop()
         """
-        if self._attached:
+        if self._attached is not None:
             raise RuntimeError("this detector hears already: stop it first")
-        hearing = observed(self.layers, self._hear)
-        hearing.__enter__()
-        self._attached = [
-            hearing,
-            self._model.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True),
-            self._model.register_forward_hook(lambda *_: self._heard()),
-        ]
+        with ExitStack() as stack:
+            stack.enter_context(observed(self.layers, self._hear))
+            for handle in (
+                self._model.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True),
+                self._model.register_forward_hook(lambda *_: self._heard()),
+            ):
+                stack.callback(handle.remove)
+            self._attached = stack.pop_all()
         return self
 
     def stop(self) -> None:
@@ -219,12 +221,9 @@ class ShiftDetector:
             >>> import batchnorm as bn
             >>> bn.ShiftDetector(bn.BatchNorm(3)).stop()
         """
-        if self._attached:
-            hearing, *handles = self._attached
-            for handle in handles:
-                handle.remove()
-            hearing.__exit__(None, None, None)
-            self._attached = []
+        if self._attached is not None:
+            self._attached.close()
+            self._attached = None
 
     def __enter__(self) -> ShiftDetector:
         return self.start()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from batchnorm.environment import describe
+from batchnorm.models.files import whole as whole_file
 from batchnorm.study.data import load
 from batchnorm.study.engine import complete
 from batchnorm.study.markdown import rows
@@ -92,8 +93,9 @@ def conduct(
             _accuracies(store, retrained, names),
         )
     table = markdown(outcome)
-    (folder / "shifts.md").write_text(f"{table}\n", encoding="utf-8")
-    (folder / "shifts.png").write_bytes(png(outcome))
+    for name, content in (("shifts.md", f"{table}\n".encode()), ("shifts.png", png(outcome))):
+        with whole_file(folder / name) as partial:
+            partial.write_bytes(content)
     return table
 
 
