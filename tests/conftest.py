@@ -1,14 +1,23 @@
 """What every test starts from: one seed, and fresh memory that is poisoned with NaN."""
 
+import importlib.util
 import os
 
 os.environ["KERAS_BACKEND"] = "torch"  # read when Keras is first imported
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the programs are first imported
+
+import interpreter
 from hypothesis import settings
 
 from batchnorm.kernels import native
+
+if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
+    interpreter.mend()
 
 # What is drawn is drawn the same way each time: a test that fails can be run again.
 settings.register_profile("repeatable", derandomize=True, deadline=None)

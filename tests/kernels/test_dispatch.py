@@ -44,7 +44,7 @@ def picky(monkeypatch):
 def test_the_first_that_can_take_it_serves(picky):
     assert choose(torch.zeros(2, 3), Form()) is picky
     assert choose(torch.zeros(2, 3, dtype=torch.float64), Form()).name == OTHER
-    assert [backend.name for backend in bn.backends()] == ["picky", "native", "eager"]
+    assert [backend.name for backend in bn.backends()] == ["picky", "native", "triton", "eager"]
 
 
 def test_falling_through_says_why_once(picky, caplog):
@@ -102,7 +102,7 @@ def test_the_environment_variable_forces_and_the_block_goes_before_it(picky, set
 
 def test_an_unknown_name_is_refused():
     with (
-        pytest.raises(ValueError, match="backend is 'cuda': expected one of native, eager"),
+        pytest.raises(ValueError, match="backend is 'cuda': expected one of native, triton, eager"),
         bn.backend("cuda"),
     ):
         pass

@@ -10,7 +10,7 @@ from torch import Tensor
 from batchnorm.functional import operators
 from batchnorm.functional.checks import check_momentum
 from batchnorm.functional.surroundings import in_backward, is_compiling, is_traced_or_transformed
-from batchnorm.kernels import native
+from batchnorm.kernels import native, triton
 from batchnorm.kernels.plain import Plain
 from batchnorm.moments import Moments
 
@@ -144,10 +144,10 @@ def update_running(
     if not isinstance(moments.count, Tensor) and moments.count <= 1:
         return
     check_momentum(momentum, num_batches_tracked)
-    if not is_traced_or_transformed() and native.follow(
-        running_mean, running_var, moments, momentum, num_batches_tracked
-    ):
-        return
+    if not is_traced_or_transformed():
+        given = running_mean, running_var, moments, momentum, num_batches_tracked
+        if native.follow(*given) or triton.follow(*given):
+            return
     state = State(running_mean, running_var, num_batches_tracked)
     steps, good = _steps(state, moments, momentum)
     if is_compiling():

@@ -18,6 +18,7 @@ from torch import Tensor
 from batchnorm.kernels.contract import Backend, Form
 from batchnorm.kernels.eager import Eager
 from batchnorm.kernels.native import Native
+from batchnorm.kernels.triton import Triton
 
 VARIABLE = "BATCHNORM_BACKEND"
 
@@ -27,8 +28,9 @@ DIFFERENTIABLE = Eager()
 _EAGER = Eager(in_place=True)
 #: The kernels in C++.
 NATIVE = Native()
+_TRITON = Triton()
 #: The preferred one first.
-_BACKENDS: dict[str, Backend] = {NATIVE.name: NATIVE, _EAGER.name: _EAGER}
+_BACKENDS: dict[str, Backend] = {b.name: b for b in (NATIVE, _TRITON, _EAGER)}
 _forced: ContextVar[str | None] = ContextVar("batchnorm_backend", default=None)
 _log = logging.getLogger("batchnorm")
 
@@ -40,7 +42,7 @@ def backends() -> tuple[Backend, ...]:
 
     Example:
         >>> [backend.name for backend in backends()]
-        ['native', 'eager']
+        ['native', 'triton', 'eager']
     """
     return tuple(_BACKENDS.values())
 

@@ -1,4 +1,4 @@
-"""How the dimensions of a batch lie in memory: what the kernels in C++ need to know of it."""
+"""How the dimensions of a batch lie in memory: what kernels need to know of it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import math
 from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 
 class View(NamedTuple):
@@ -108,3 +111,20 @@ def is_apart(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
             return False
         end += step * (size - 1)
     return True
+
+
+def fitting(tensor: Tensor, x: Tensor, view: View) -> Tensor:
+    """Return a tensor in the shape of a batch, or a copy of it that collapses as the batch does."""
+    if steps_in(tensor.shape, tensor.stride(), view) is None or tensor.is_neg():
+        return torch.empty_like(x).copy_(tensor)
+    return tensor
+
+
+def in_order(mask: Tensor, x: Tensor, view: View) -> Tensor:
+    """Return the weights of the positions in the order of the view, in the type of arithmetic."""
+    sizes = list(x.shape)
+    sizes[view.channel] = 1
+    ordered = mask.expand(sizes).permute(
+        *view.outer, *view.inner, *(d for d in range(x.ndim) if d not in view.outer + view.inner)
+    )
+    return ordered.to(torch.promote_types(x.dtype, torch.float32)).contiguous()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -19,6 +20,48 @@ def may_overlap(a: Tensor, b: Tensor) -> bool:
     """Return whether the spans of memory overlap that two tensors reach over."""
     (begin, end), (other_begin, other_end) = _span(a), _span(b)
     return begin < other_end and other_begin < end
+
+
+def apart(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Return what y is computed from apart from x in memory, so that y can be written over x.
+
+    Kernels read x and the residual at a place and then write y there. So y may lie over those, but
+    over nothing of which one place is read for another.
+    """
+    if residual is not None and not is_same_view(x, residual):
+        residual = _apart(x, residual)
+    return _apart(x, weight), _apart(x, bias), residual, _apart(x, mask)
+
+
+def _apart(x: Tensor, other: Tensor | None) -> Tensor | None:
+    return other.clone() if other is not None and may_overlap(x, other) else other
+
+
+def written(y: Tensor, out: Tensor | None) -> Tensor:
+    """Return y where it was asked for, and let autograd know what a kernel wrote to."""
+    if out is None:
+        return y
+    if not is_same_view(y, out):
+        return out.copy_(y)
+    if not out.is_inference():
+        torch.autograd.graph.increment_version(out)
+    return out
+
+
+def are_buffers(*tensors: Tensor | None) -> bool:
+    """Return whether those that are given may be written over, as far as autograd is concerned."""
+    for tensor in tensors:
+        if tensor is not None and (
+            tensor.is_inference() or tensor.requires_grad or tensor.is_neg()
+        ):
+            return False
+    return True
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

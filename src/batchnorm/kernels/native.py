@@ -17,8 +17,8 @@ from torch import Tensor
 
 from batchnorm.kernels.activations import NAMES, Activation, ActivationLike
 from batchnorm.kernels.contract import Form, Found, Given, Gradients, Needs
-from batchnorm.kernels.layouts import View, is_dense, steps_in, view_of
-from batchnorm.kernels.memory import is_same_view, may_overlap
+from batchnorm.kernels.layouts import View, fitting, in_order, is_dense, steps_in, view_of
+from batchnorm.kernels.memory import apart, are_buffers, is_same_view, written
 from batchnorm.moments import Moments
 
 _native: Any = None
@@ -207,7 +207,7 @@ class Native:
         y, weight, bias, residual, mask = _target(x, out, batch, weight, bias, residual, mask)
         statistics = (_wide(mean), _wide(inverse_std), None)
         _forward(batch, x, y, weight, bias, residual, mask, statistics, None)
-        return _written(y, out)
+        return written(y, out)
 
     def reduce_grad(self, dy: Tensor, given: Given) -> tuple[Tensor, Tensor]:
         """Return the gradients of bias and weight."""
@@ -254,7 +254,7 @@ class Native:
         counts = _forward(batch, x, y, weight, bias, residual, mask, statistics, running)
         if m2 is not None:
             moments = Moments(_count(batch, mask, counts), mean, m2)
-        return Found(y if out is None else _written(y, out), moments, mean, inverse_std)
+        return Found(y if out is None else written(y, out), moments, mean, inverse_std)
 
     def backward(
         self, dy: Tensor, given: Given, count: Tensor | float | None, needs: Needs
@@ -308,16 +308,6 @@ def follow(
     return moved
 
 
-def are_buffers(*tensors: Tensor | None) -> bool:
-    """Return whether those that are given may be written over, as far as autograd is concerned."""
-    for tensor in tensors:
-        if tensor is not None and (
-            tensor.is_inference() or tensor.requires_grad or tensor.is_neg()
-        ):
-            return False
-    return True
-
-
 def mark_written(mean: Tensor, var: Tensor, tracked: Tensor | None) -> None:
     """Let autograd know that running statistics were written over."""
     written = (mean, var) if tracked is None else (mean, var, tracked)
@@ -340,8 +330,8 @@ def _forward(
     Returns the counts that were counted, one a group.
     """
     if residual is not None:
-        residual = _fitting(residual, x, batch)
-    mask = None if mask is None else _positions(mask, x, batch.view)
+        residual = fitting(residual, x, batch.view)
+    mask = None if mask is None else in_order(mask, x, batch.view)
     weight, bias = _per_channel(weight), _per_channel(bias)
     mean, inverse_std, m2 = statistics
     running_mean, running_var = (None, None) if running is None else running
@@ -384,10 +374,10 @@ def _backward(
     x, mean, inverse_std, weight, bias, residual, mask, _ = given
     strides = x.stride()
     if dy.dtype is not x.dtype or dy.stride() != strides or dy.is_neg():
-        dy = _fitting(dy.to(x.dtype), x, batch)
+        dy = fitting(dy.to(x.dtype), x, batch.view)
     if residual is not None:
-        residual = _fitting(residual, x, batch)
-    mask = None if mask is None else _positions(mask, x, batch.view)
+        residual = fitting(residual, x, batch.view)
+    mask = None if mask is None else in_order(mask, x, batch.view)
     weight, bias, mean, inverse_std = (
         _per_channel(weight), _per_channel(bias), _wide(mean), _wide(inverse_std),
     )  # fmt: skip
@@ -412,31 +402,10 @@ def _target(
     residual: Tensor | None,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Return where to write y, and the others apart from it in memory.
-
-    The kernels read x and the residual at a place and then write y there. So y may lie over those,
-    but over nothing of which one place is read for another.
-    """
+    """Return where to write y, and the others apart from it in memory."""
     if out is None or not is_same_view(x, out):
         return output_like(x, batch), weight, bias, residual, mask
-    if residual is not None and not is_same_view(x, residual):
-        residual = _apart(x, residual)
-    return x, _apart(x, weight), _apart(x, bias), residual, _apart(x, mask)
-
-
-def _apart(x: Tensor, other: Tensor | None) -> Tensor | None:
-    return other.clone() if other is not None and may_overlap(x, other) else other
-
-
-def _written(y: Tensor, out: Tensor | None) -> Tensor:
-    """Return y where it was asked for, and let autograd know what a kernel wrote to."""
-    if out is None:
-        return y
-    if not is_same_view(y, out):
-        return out.copy_(y)
-    if not out.is_inference():
-        torch.autograd.graph.increment_version(out)
-    return out
+    return x, *apart(x, weight, bias, residual, mask)
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -473,25 +442,8 @@ def _operand(tensor: Tensor | None, strides: tuple[int, ...], batch: Batch) -> t
         return 0, 0, 0
     own = tensor.stride()
     steps = batch.steps if own == strides else steps_in(tensor.shape, own, batch.view)
-    assert steps is not None  # `_fitting` saw to it
+    assert steps is not None  # `fitting` saw to it
     return tensor.data_ptr(), *steps
-
-
-def _fitting(tensor: Tensor, x: Tensor, batch: Batch) -> Tensor:
-    """Return a tensor, or a copy of it that collapses as the batch does."""
-    if steps_in(tensor.shape, tensor.stride(), batch.view) is None or tensor.is_neg():
-        return torch.empty_like(x).copy_(tensor)
-    return tensor
-
-
-def _positions(mask: Tensor, x: Tensor, view: View) -> Tensor:
-    """Return the weights of the positions in the order of the view, in the type of arithmetic."""
-    sizes = list(x.shape)
-    sizes[view.channel] = 1
-    ordered = mask.expand(sizes).permute(
-        *view.outer, *view.inner, *(d for d in range(x.ndim) if d not in view.outer + view.inner)
-    )
-    return ordered.to(_WIDE if x.dtype == _WIDE else torch.float32).contiguous()
 
 
 def output_like(x: Tensor, batch: Batch) -> Tensor:

@@ -19,6 +19,7 @@ from batchnorm.kernels import native
 from batchnorm.kernels.activations import ActivationLike
 from batchnorm.kernels.contract import Form
 from batchnorm.kernels.dispatch import NATIVE, is_served_by_native
+from batchnorm.kernels.memory import are_buffers
 from batchnorm.moments import Moments
 
 _CLASSES = (Tensor, Parameter)
@@ -84,7 +85,7 @@ class Plain:
 
         Returns False, and does nothing, if these tensors have to be converted first.
         """
-        if not native.are_buffers(running_mean, running_var, num_batches_tracked):
+        if not are_buffers(running_mean, running_var, num_batches_tracked):
             return False
         rate = math.nan if momentum is None else momentum
         moved: bool = self._found.lead(running_mean, running_var, rate, num_batches_tracked)

@@ -1,0 +1,36 @@
+"""Triton's interpreter, which runs the programs of a GPU in NumPy: as a GPU rounds, and faster.
+
+It cuts bfloat16 off where a GPU rounds to the nearest, ties to even, and converts it from and to
+no type but float32. And it takes the language apart anew wherever one function calls another.
+"""
+
+import numpy as np
+
+
+def mend():
+    """Let the interpreter convert bfloat16 as a GPU does, and prepare a launch once."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    def cast(self, value, to):
+        source, target = value.dtype.scalar, to.scalar
+        data = value.data
+        if source == tl.bfloat16:
+            data = (data.astype(np.uint32) << 16).view(np.float32)
+        if target == tl.bfloat16:
+            with np.errstate(over="ignore"):
+                bits = np.ascontiguousarray(data, np.float32).view(np.uint32)
+            nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+            data = np.where(np.isnan(data), 0x7FC0, nearest).astype(np.uint16)
+            return interpreter.TensorHandle(data, target)
+        return interpreter.TensorHandle(data.astype(interpreter._get_np_dtype(to)), target)
+
+    interpreter.InterpreterBuilder.cast_impl = cast
+    call = interpreter.InterpretedFunction.__call__
+
+    def call_ours(self, *given, **named):
+        if self.fn.__module__.startswith("batchnorm."):  # the launch saw to its modules
+            return self.rewrite()(*given, **named)
+        return call(self, *given, **named)
+
+    interpreter.InterpretedFunction.__call__ = call_ours
