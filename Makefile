@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help study test large check sanitize bench bench-models browser docs readme format clean
+.PHONY: help study test large test-gpu check sanitize bench bench-models browser docs readme format clean
 
 help: ## show the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -25,6 +25,9 @@ test: $(READY) ## run the tests
 
 large: $(READY) ## run the tests of batches over 2^31 elements, which take 20 GB of memory
 	BATCHNORM_LARGE=1 $(BIN)/python -m pytest tests/kernels/test_native_large.py
+
+test-gpu: $(READY) ## run the tests of what runs on a GPU, on one
+	BATCHNORM_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/gpu tests/kernels/test_triton.py tests/kernels/test_contract.py tests/kernels/test_steps.py
 
 check: $(READY) ## check format, lint, types and the documentation
 	$(BIN)/ruff format --check .

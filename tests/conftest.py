@@ -5,19 +5,20 @@ import os
 
 os.environ["KERAS_BACKEND"] = "torch"  # read when Keras is first imported
 
+import interpreter
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the programs are first imported
-
-import interpreter
 from hypothesis import settings
 
 from batchnorm.kernels import native
 
-if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
-    interpreter.mend()
+#: Where the tensors of the tests are: on the CPU, unless `make test-gpu` says otherwise.
+DEVICE = os.environ.get("BATCHNORM_TEST_DEVICE", "cpu")
+torch.set_default_device(DEVICE)
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
+    if importlib.util.find_spec("triton") is not None:
+        interpreter.mend()
 
 # What is drawn is drawn the same way each time: a test that fails can be run again.
 settings.register_profile("repeatable", derandomize=True, deadline=None)

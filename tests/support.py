@@ -7,6 +7,7 @@ import torch
 
 import batchnorm as bn
 from batchnorm import Moments, reference
+from batchnorm.kernels import Form
 
 #: Largest error relative to the largest value expected: one row a type, for values (rounded once
 #: from float32 or float64 arithmetic) and for what was summed over a batch of up to 1e5 values.
@@ -97,8 +98,13 @@ def make(shape, channel_dim, memory_format, dtype, mean=0.7):
     return (x * 2 + mean).to(dtype), weight, bias, residual, dy
 
 
-#: The names of the backends that this machine has.
-BACKENDS = tuple(b.name for b in bn.backends() if b.available() is None)
+#: The backends that serve here, by their names.
+SERVING = {
+    b.name: b
+    for b in bn.backends()
+    if (b.available() or b.supports(torch.zeros(2, 3), Form())) is None
+}
+BACKENDS = tuple(SERVING)
 
 
 def ghost_sizes(layout):
@@ -137,6 +143,8 @@ def layer_step(layer, x, weight, bias, residual, dy, mask=None):
 def expected_step(x, weight, bias, residual, dy, activation=None, **options):
     """Return the same by the reference."""
     arguments = [as_numpy(v) for v in (x, weight, bias)]
+    if options.get("weights") is not None:
+        options["weights"] = as_numpy(options["weights"])
     options = {**options, **named(activation), "residual": as_numpy(residual)}
     gradients = reference.backward(as_numpy(dy), *arguments, **options)
     return reference.forward(*arguments, **options), *gradients

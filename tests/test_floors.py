@@ -28,9 +28,13 @@ CORE = (
 
 #: What a floor of the core uses where it is installed, and imports inside a function alone.
 OPTIONAL = {
+    "kernels": {"triton"},
     "models": {"onnx", "onnxruntime", "rich"},
     "diagnose": {"matplotlib", "onnx", "pandas"},
 }
+
+#: A folder that is imported inside a function alone, as a whole: all in it needs Triton.
+PROGRAMS = "batchnorm.kernels.triton.programs"
 
 #: The floors of another framework, named after it: nothing else imports that, or them.
 FRAMEWORKS = {"keras", "lightning", "transformers"}
@@ -85,12 +89,15 @@ def test_an_import_only_points_down(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_is_optional_is_imported_inside_a_function(path):
+    if ROOT / "kernels" / "triton" / "programs" in path.parents:
+        return
     optional = OPTIONAL.get(floor_of(path), set())
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names]
             for name in [node.module] if isinstance(node, ast.ImportFrom) else names:
                 assert name.split(".")[0] not in optional
+                assert not name.startswith(PROGRAMS)
 
 
 def home(name):

@@ -6,6 +6,7 @@ from support import (
     ACTIVATIONS,
     FLOATS,
     LAYOUTS,
+    SERVING,
     as_numpy,
     assert_close,
     assert_steps_close,
@@ -17,15 +18,11 @@ from support import (
     weights_of,
 )
 
-import batchnorm as bn
 from batchnorm import reference
 from batchnorm.kernels import DIFFERENTIABLE, Activation, Form, Given, Needs
 from batchnorm.moments import divide
 
-BACKENDS = {
-    "differentiable": DIFFERENTIABLE,
-    **{b.name: b for b in bn.backends() if b.available() is None},
-}
+BACKENDS = {"differentiable": DIFFERENTIABLE, **SERVING}
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS.values()], ids=[*BACKENDS])

@@ -5,6 +5,7 @@ import pytest
 import torch
 from support import (
     FLOATS,
+    SERVING,
     Together,
     as_numpy,
     assert_close,
@@ -15,16 +16,12 @@ from support import (
     weights_of,
 )
 
-import batchnorm as bn
 from batchnorm import Moments, reference
 from batchnorm.functional import Renorm
 from batchnorm.kernels import DIFFERENTIABLE, Activation, Form, Given, Needs, steps
 from batchnorm.kernels.steps import Correction
 
-STEPS = {
-    "differentiable": DIFFERENTIABLE,
-    **{b.name: b for b in bn.backends() if b.available() is None},
-}
+STEPS = {"differentiable": DIFFERENTIABLE, **SERVING}
 RUNNING = torch.tensor([0.0, 2.0, 0.5, -1.0, 0.9]), torch.tensor([4.0, 1.0, 9.0, 4.1, 3.9])
 
 

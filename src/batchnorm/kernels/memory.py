@@ -35,12 +35,16 @@ def apart(
     over nothing of which one place is read for another.
     """
     if residual is not None and not is_same_view(x, residual):
-        residual = _apart(x, residual)
-    return _apart(x, weight), _apart(x, bias), residual, _apart(x, mask)
+        residual = apart_from(x, residual)
+    weight, bias, mask = (
+        None if other is None else apart_from(x, other) for other in (weight, bias, mask)
+    )
+    return weight, bias, residual, mask
 
 
-def _apart(x: Tensor, other: Tensor | None) -> Tensor | None:
-    return other.clone() if other is not None and may_overlap(x, other) else other
+def apart_from(x: Tensor, other: Tensor) -> Tensor:
+    """Return a tensor, or a copy of it if it may share memory with x."""
+    return other.clone() if may_overlap(x, other) else other
 
 
 def written(y: Tensor, out: Tensor | None) -> Tensor:

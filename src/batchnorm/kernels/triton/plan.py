@@ -177,11 +177,11 @@ def candidates(batch: Batch, itemsize: int, sms: int, held: int) -> list[Cut]:
     for rows, warps in ((stream.rows * 2, 8), (stream.rows * 2, 4), (stream.rows // 2, 4)):
         if rows >= 1:
             found.append(stream._replace(rows=rows, warps=warps))
-    found += [
-        stream._replace(programs=max(1, stream.programs * n // 4)) for n in (1, 2, 8)
-    ]
+    found += [stream._replace(programs=max(1, stream.programs * n // 4)) for n in (1, 2, 8)]
     for most in (held // 2, held, held * 2):
-        found += [c for c in (_held(batch, itemsize, most), shared(batch, itemsize, sms, most)) if c]
+        found += [
+            c for c in (_held(batch, itemsize, most), shared(batch, itemsize, sms, most)) if c
+        ]
     return found
 
 

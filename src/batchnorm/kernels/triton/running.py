@@ -1,58 +1,60 @@
-"""The running statistics: how they follow a batch's moments, in one launch of one program."""
+"""The running statistics on a GPU: how they follow a batch's moments."""
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+import struct
 
-from batchnorm.kernels.triton.arithmetic import quotient
+import torch
+from torch import Tensor
+
+from batchnorm.kernels.memory import are_buffers
+from batchnorm.kernels.triton.device import TYPES, programs, start, takes
+from batchnorm.kernels.triton.launches import WIDE, counted, counts_of
+from batchnorm.moments import Moments
+
+#: How many channels are moved at a time.
+_CHANNELS = 1024
 
 
-@triton.jit
 def follow(
-    mean, m2, counts, count, running_mean, running_var, tracked, high, low, channels,
-    AVERAGE: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
-    """Move them, if all of both is finite and there are values enough; count the batch if so.
+    running_mean: Tensor,
+    running_var: Tensor,
+    moments: Moments,
+    momentum: float | None,
+    num_batches_tracked: Tensor | None,
+) -> bool:
+    """Move the running statistics towards a batch's moments, if these tensors can be: in one call.
 
-    The rate is high + low, or where all batches count the same, what the number of them makes it.
+    Returns False, and does nothing, if they cannot.
     """
-    n = tl.cast(count, tl.float64) if counts is None else tl.load(counts)
-    if AVERAGE:
-        rate = 1 / (tl.load(tracked) + 1).to(tl.float64)
-    else:
-        rate = tl.cast(high, tl.float64) + tl.cast(low, tl.float64)
-    wrong = tl.zeros([CHANNELS], tl.int32)
-    for begin in range(0, channels, CHANNELS):
-        channel = begin + tl.arange(0, CHANNELS)
-        to_mean, to_var = steps_of(
-            mean, m2, n, running_mean, running_var, rate, channel, channel < channels
-        )
-        good = (tl.abs(to_mean) < float("inf")) & (tl.abs(to_var) < float("inf"))
-        wrong = tl.where(good, wrong, 1)
-    if (tl.sum(wrong, 0) == 0) & (n > 1):
-        for begin in range(0, channels, CHANNELS):
-            channel = begin + tl.arange(0, CHANNELS)
-            there = channel < channels
-            to_mean, to_var = steps_of(
-                mean, m2, n, running_mean, running_var, rate, channel, there
-            )
-            at = running_mean + channel
-            tl.store(at, tl.load(at, there, 0.0) + to_mean.to(at.dtype.element_ty), there)
-            at = running_var + channel
-            tl.store(at, tl.load(at, there, 0.0) + to_var.to(at.dtype.element_ty), there)
-        if tracked is not None:
-            tl.store(tracked, tl.load(tracked) + 1)
+    mean = moments.mean
+    kept = [v for v in (running_mean, running_var, num_batches_tracked) if v is not None]
+    if not takes(mean) or mean.dtype != WIDE or mean.ndim != 1 or not are_buffers(*kept):
+        return False
+    if any(v.device != mean.device or not v.is_contiguous() for v in kept):
+        return False
+    if running_mean.dtype not in TYPES or running_var.dtype not in TYPES:
+        return False
+    move(running_mean, running_var, moments, momentum, num_batches_tracked)
+    torch.autograd.graph.increment_version(kept)
+    return True
 
 
-@triton.jit
-def steps_of(mean, m2, n, running_mean, running_var, rate, channel, there):
-    """Return by how much both statistics of some channels move."""
-    var = quotient(tl.load(m2 + channel, there, 0.0), n - 1)
-    to_mean = tl.load(mean + channel, there, 0.0) - tl.load(
-        running_mean + channel, there, 0.0
-    ).to(tl.float64)
-    to_var = var - tl.load(running_var + channel, there, 0.0).to(tl.float64)
-    # in the type that they are kept in, in which they may not be finite
-    to_mean = (to_mean * rate).to(running_mean.dtype.element_ty).to(tl.float64)
-    return to_mean, (to_var * rate).to(running_var.dtype.element_ty).to(tl.float64)
+def move(
+    running_mean: Tensor,
+    running_var: Tensor,
+    moments: Moments,
+    momentum: float | None,
+    tracked: Tensor | None,
+) -> None:
+    """Move the running statistics in one launch; `follow` sees whether they can be."""
+    rate = momentum or 0.0
+    high = struct.unpack("f", struct.pack("f", rate))[0]  # numbers are given in float32
+    mean = moments.mean.contiguous()
+    start(
+        programs()[2].follow, 1, mean, mean=mean, m2=moments.m2.contiguous(),
+        **counted(counts_of(moments.count, mean)),
+        running_mean=running_mean, running_var=running_var, tracked=tracked,
+        high=high, low=rate - high, channels=len(mean),
+        AVERAGE=momentum is None, CHANNELS=_CHANNELS, num_warps=4,
+    )  # fmt: skip

@@ -44,8 +44,11 @@ def _table(device: torch.device) -> dict[str, Cut]:
     """Return what was tuned on a device; a file that cannot be read is as good as none."""
     try:
         read = json.loads(_file(device).read_text(encoding="utf-8"))
-        return {str(key): Cut(*map(int, cut[:4]), bool(cut[4])) for key, cut in read.items()}
-    except (OSError, ValueError, TypeError, AttributeError, IndexError):
+        return {
+            str(key): Cut(int(rows), int(columns), int(programs), int(warps), bool(held))
+            for key, (rows, columns, programs, warps, held) in read.items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
@@ -99,13 +102,16 @@ def _time(call: Callable[[], object], device: torch.device) -> float:
         return 0.0  # interpreted: nothing is to be gained
     times = []
     for _ in range(_ROUNDS):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin, end = (
+            torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            for _ in range(2)
+        )
         begin.record()
         call()
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end))
-    return median(times)
+    return float(median(times))
 
 
 def _save(device: torch.device) -> None:

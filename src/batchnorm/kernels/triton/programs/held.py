@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from batchnorm.kernels.triton.arithmetic import (
+from batchnorm.kernels.triton.programs.arithmetic import (
     activated,
     give_sums,
     inverse_std_of,
@@ -30,7 +30,7 @@ from batchnorm.kernels.triton.arithmetic import (
     through_activation,
     through_moments,
 )
-from batchnorm.kernels.triton.places import (
+from batchnorm.kernels.triton.programs.places import (
     channels_of,
     offsets_of,
     rows_of,

@@ -12,7 +12,7 @@ import triton.language as tl
 
 @triton.jit
 def tanh(z):
-    """Return tanh(z), to the last digits of what is near 1."""
+    """Return the hyperbolic tangent, to the last digits of what is near 1."""
     falling = tl.exp(-2 * tl.abs(z))
     size = (1 - falling) / (1 + falling)
     return tl.where(z < 0, -size, size)

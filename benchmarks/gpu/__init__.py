@@ -1,0 +1,1 @@
+"""How fast the layer is on a GPU: `make bench-gpu`."""

@@ -1,0 +1,1 @@
+"""What runs on the GPU. Importing it needs Triton: only `device` does, inside a function."""
