@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help study test large test-gpu check sanitize bench bench-models browser docs readme format clean
+.PHONY: help study test large test-gpu check sanitize bench bench-models bench-gpu browser docs readme format clean
 
 help: ## show the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -54,6 +54,9 @@ bench: $(VENV)/.bench ## time the layer beside torch.nn, torch.compile and JAX, 
 
 bench-models: $(VENV)/.bench ## run whole models as they are and with each tool, and write the table of README.md
 	$(BIN)/python -m benchmarks.whole
+
+bench-gpu: $(VENV)/.bench ## time the layers and a training step of ResNet-50 on a GPU, and write the table of README.md
+	$(BIN)/python -m benchmarks.gpu
 
 # The tests open the report's pages in a browser, if there is one.
 browser: ## install Chromium, on Debian and Ubuntu, as root

@@ -4,6 +4,8 @@ It cuts bfloat16 off where a GPU rounds to the nearest, ties to even, and conver
 no type but float32. And it takes the language apart anew wherever one function calls another.
 """
 
+import warnings
+
 import numpy as np
 
 
@@ -37,7 +39,8 @@ def mend():
     launch = interpreter.GridExecutor.__call__
 
     def launch_quietly(self, *given, **named):
-        with np.errstate(all="ignore"):  # a GPU says nothing of what is not finite
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a GPU says nothing of what is not finite
             launch(self, *given, **named)
 
     interpreter.GridExecutor.__call__ = launch_quietly

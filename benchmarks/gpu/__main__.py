@@ -20,18 +20,16 @@ from batchnorm.bench.cases import DTYPES, _some_of
 from batchnorm.bench.errors import BenchError
 from batchnorm.bench.save import put
 from benchmarks.gpu.cases import DEFAULT_DTYPES
-from benchmarks.gpu.conduct import Bench, Outcome, Wanted
+from benchmarks.gpu.conduct import Bench
 from benchmarks.gpu.contenders import PEERS
 from benchmarks.gpu.figures import figures
-from benchmarks.gpu.rows import Row, read
 from benchmarks.gpu.tables import figures_table, markdown
+from benchmarks.gpu.wanted import MODELS, Outcome, Wanted
 from benchmarks.models.measure import ROOT
-from benchmarks.models.measure import Row as ModelRow
 
 BEGIN, END = "<!-- gpu table: written by `make bench-gpu` -->", "<!-- end of gpu table -->"
 FIGURES = "<!-- gpu figures: written by `make bench-gpu` -->", "<!-- end of gpu figures -->"
 RESULTS = Path("benchmarks") / "results"
-MODELS = "-models"
 
 
 def write_tables(root: Path = ROOT) -> bool:
@@ -48,14 +46,13 @@ def write_tables(root: Path = ROOT) -> bool:
     for path in sorted(folder.glob("gpu-*.json")):
         made_on = json.loads(path.read_text(encoding="utf-8"))
         name = path.stem.removesuffix(MODELS)
-        if made_on["device"] != "cuda" or (
-            name != path.stem and (folder / f"{name}.json").exists()
-        ):
+        is_second = name != path.stem and (folder / f"{name}.json").exists()
+        if made_on["device"] != "cuda" or made_on["quick"] or is_second:
             continue
-        rows = read(folder / f"{name}.csv", Row)
-        models = read(folder / f"{name}{MODELS}.csv", ModelRow)
-        parts.append(markdown(made_on, rows, models, f"{RESULTS.as_posix()}/{name}.png"))
-        short.append(f"{made_on['gpu']}:\n\n{figures_table(figures(rows, models))}")
+        found = Outcome.found(folder, name)
+        picture = f"{RESULTS.as_posix()}/{name}.png"
+        parts.append(markdown(made_on, found.rows, found.models, picture))
+        short.append(f"{made_on['gpu']}:\n\n{figures_table(figures(found.rows, found.models))}")
     if not parts:
         return False
     put(root / "README.md", BEGIN, "\n\n".join(parts), END)
@@ -79,13 +76,15 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         "--device", choices=("cuda", "cpu"), default="cuda", help="cpu is quick, and for trying it"
     )
     parser.add_argument(
-        "--dtypes", default=",".join(DEFAULT_DTYPES), help="of %(default)s, float32"
+        "--dtypes",
+        default=",".join(DEFAULT_DTYPES),
+        help="by default %(default)s; the figures are about the first",
     )
     parser.add_argument("--peers", default=",".join(PEERS), help="by default %(default)s")
     parser.add_argument("--no-layers", action="store_true", help="measure the training step alone")
     parser.add_argument("--no-models", action="store_true", help="measure the layers alone")
     parser.add_argument("--minutes", type=float, help="begin no case after so many")
-    parser.add_argument("--resume", action="store_true", help="keep the layers that --out has")
+    parser.add_argument("--resume", action="store_true", help="keep what --out has already")
     parser.add_argument("--out", type=Path, help="another folder; README.md is left alone then")
     parser.add_argument("--tables", action="store_true", help="measure nothing: write the tables")
     given = parser.parse_args(arguments)
@@ -103,8 +102,8 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         outcome = Bench(wanted, Console()).run()
     except BenchError as error:
         return _refuse(str(error))
-    is_whole = not (outcome.stopped or wanted.quick or given.no_layers or given.no_models)
-    if is_whole and given.out is None:
+    is_part = outcome.stopped or wanted.quick or given.no_layers or given.no_models
+    if given.out is None and not is_part and wanted.peers == tuple(PEERS):
         write_tables(root)
     print(_ending(outcome, wanted))
     return 1 if outcome.failed else 0
@@ -128,12 +127,14 @@ def _wanted(given: argparse.Namespace, root: Path) -> Wanted:
 
 def _ending(outcome: Outcome, wanted: Wanted) -> str:
     """Return what is said last."""
-    lines = [figures_table(figures(outcome.rows, outcome.models))]
+    lines = []
+    if outcome.rows or outcome.models:
+        lines.append(figures_table(figures(outcome.rows, outcome.models)))
     if outcome.stopped:
         lines.append("The time was over before all was measured; --resume goes on with it.")
     if outcome.failed:
         lines.append(f"Not all could be timed: see {len(outcome.failed)} cases above.")
-    return "\n".join([*lines, f"All rows: {wanted.out / outcome.name}.csv"])
+    return "\n".join([*lines, f"The files: {wanted.out / outcome.name}*"])
 
 
 def _refuse(why: str) -> int:

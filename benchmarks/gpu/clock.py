@@ -27,10 +27,12 @@ class Timed(NamedTuple):
     Attributes:
         calls: Do the same with different memory; they take turns.
         is_on_stream: Whether events of torch can time them; else a call returns when all is done.
+        parts: How many times each of them does it.
     """
 
     calls: Sequence[Callable[[], object]]
     is_on_stream: bool = True
+    parts: int = 1
 
 
 def alternate(
@@ -59,12 +61,13 @@ def alternate(
     rounds = 0
     with _no_garbage():
         while rounds < least or time.perf_counter() < end:
-            for name, (calls, is_on_stream) in order:
+            for name, (calls, is_on_stream, parts) in order:
                 call = calls[rounds % len(calls)]
                 if settled:
                     call()
                 events = is_on_stream and device.type == "cuda"
-                times[name].append((_by_events if events else _by_clock)(call, device))
+                took = (_by_events if events else _by_clock)(call, device)
+                times[name].append(took / parts)
             order.append(order.pop(0))
             rounds += 1
     return times
@@ -108,28 +111,29 @@ def copy_speed(device: torch.device) -> float:
     return 2 * _COPIED / median(alternate({"copy": copy}, device, 0, _COPIES)["copy"])
 
 
-def captured(step: Step) -> Step:
-    """Return a step that replays the launches of another one, which were captured in a graph.
+def captured(steps: Sequence[Step]) -> Step:
+    """Return a step that replays the launches of others, behind each other, from one graph.
 
     Args:
-        step: What is captured.
+        steps: What is captured; the results are those of the last.
 
     Raises:
-        RuntimeError: It does what a graph cannot hold.
+        RuntimeError: They do what a graph cannot hold.
     """
     beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     beside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(beside):
-        for _ in range(WARMUP):
-            step.call()
+        for step in steps:
+            for _ in range(WARMUP):
+                step.call()
     torch.cuda.current_stream().wait_stream(beside)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        result = step.call()
+        results = [step.call() for step in steps]
 
     def replay() -> object:
         graph.replay()
-        return result
+        return results[-1]
 
-    return Step(replay, step.read)
+    return Step(replay, steps[-1].read)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -22,60 +20,16 @@ from benchmarks.gpu.contenders import OURS, PEERS
 from benchmarks.gpu.layers import Effort, Measured, free, measure, said
 from benchmarks.gpu.machine import cache, describe_device, slug
 from benchmarks.gpu.picture import png
-from benchmarks.gpu.rows import LAUNCHES, Row, is_of, read
+from benchmarks.gpu.rows import LAUNCHES, Row, is_of
+from benchmarks.gpu.wanted import MODELS, Outcome, Wanted
 from benchmarks.models.measure import Row as ModelRow
 from benchmarks.models.tables import png as models_png
-from benchmarks.models.ways import COMPILED
+from benchmarks.models.ways import COMPILED, REORDERED, STOCK
 
 #: How long a case is timed at least, in seconds, and in how many rounds; and the same when quick.
 SECONDS, ROUNDS = 0.3, 20
 QUICK_SECONDS, QUICK_ROUNDS = 0.0, 5
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a user asks for.
-
-    Attributes:
-        device: Where.
-        out: The folder of the results.
-        dtypes: The types of the layers; the figures are about the first.
-        peers: Names of `PEERS`.
-        layers: Whether layers are measured.
-        models: Whether whole models are.
-        quick: Whether a first impression will do.
-        minutes: After how long no case is begun any more.
-        resume: Whether layers of which the folder has rows are left as they are.
-    """
-
-    device: torch.device
-    out: Path
-    dtypes: tuple[str, ...]
-    peers: tuple[str, ...] = tuple(PEERS)
-    layers: bool = True
-    models: bool = True
-    quick: bool = False
-    minutes: float | None = None
-    resume: bool = False
-
-
-@dataclass
-class Outcome:
-    """What came of it.
-
-    Attributes:
-        name: What the files are called, but for their ending.
-        rows: Those of the layers.
-        models: Those of the models.
-        failed: For each case who was not timed, and why.
-        stopped: Whether the time was over before all was measured.
-    """
-
-    name: str
-    rows: list[Row] = field(default_factory=list)
-    models: list[ModelRow] = field(default_factory=list)
-    failed: dict[str, dict[str, str]] = field(default_factory=dict)
-    stopped: bool = False
+_STEPS = "training steps of ResNet-50"
 
 
 class Bench:
@@ -91,7 +45,8 @@ class Bench:
 
     def __init__(self, wanted: Wanted, console: Console) -> None:
         self.wanted, self.console = wanted, console
-        self.outcome = Outcome(slug(wanted.device))
+        name = slug(wanted.device)
+        self.outcome = Outcome.found(wanted.out, name) if wanted.resume else Outcome(name)
         self._end = None if wanted.minutes is None else time.monotonic() + 60 * wanted.minutes
         self._made_on = describe_device(wanted.device)
         missing = {name: PEERS[name].missing(wanted.device) for name in wanted.peers}
@@ -119,8 +74,6 @@ class Bench:
             CPU_BATCH if wanted.device.type != "cuda" else QUICK_BATCH if wanted.quick else BATCH
         )
         first, others = plan(batch, wanted.dtypes, wanted.quick) if wanted.layers else ([], [])
-        if wanted.layers and wanted.resume:
-            outcome.rows = read(wanted.out / f"{outcome.name}.csv", Row)
         with shown_on(self.console) as progress:
             bar = progress.add_task("", total=len(first) + len(others) + wanted.models)
             for case in first:
@@ -128,7 +81,7 @@ class Bench:
                 self._measure(case)
                 progress.advance(bar)
             if wanted.models:
-                progress.update(bar, description="training steps of ResNet-50", refresh=True)
+                progress.update(bar, description=_STEPS, refresh=True)
                 self._measure_models()
                 progress.advance(bar)
             for case in others:
@@ -144,33 +97,39 @@ class Bench:
         try:
             found = measure(case, self._peers, device, self._effort)
         except Exception as error:  # of memory that does not suffice, say: others may fit
-            found = Measured([], {"all": said(error)})
+            found = Measured([], {"all": said(error)}, {})
         finally:
             torch.compiler.reset()
             free(device)
         outcome.rows += found.rows
-        self._note(title(case), found.failed)
+        self._note(outcome.failed, title(case), found.failed, "is not timed")
+        self._note(outcome.noted, title(case), found.uncaptured, "is in no CUDA graph")
         if found.rows:
             self._save(outcome.name, outcome.rows, png(outcome.rows))
             self._say(f"{title(case)}: {_in_short(found.rows)}")
 
     def _measure_models(self) -> None:
         wanted, outcome = self.wanted, self.outcome
-        if self._is_over():
-            return
         ways = [way for way in models.WAYS if way is not COMPILED or "compile" in self._peers]
+        known = {row.way for row in outcome.models} | outcome.failed.get(_STEPS, {}).keys()
+        if known.issuperset(way.name for way in ways) or self._is_over():
+            return
         before = torch.backends.cudnn.benchmark
         torch.backends.cudnn.benchmark = True  # as is usual where images have one size
         try:
             found = models.measure(
                 ways, wanted.device, self._effort.rounds, wanted.quick, self._is_over
             )
+        except Exception as error:  # the layers are measured yet
+            found = models.Outcome(failed={"all": said(error)})
         finally:
             torch.backends.cudnn.benchmark = before
+        self._note(outcome.failed, _STEPS, found.failed, "is not timed")
+        self._note(outcome.noted, _STEPS, found.too_large, "do not fit")
+        if all(row.way in (STOCK.name, REORDERED.name) for row in found.rows):
+            return  # there is nothing to compare
         outcome.models = found.rows
-        self._note("training steps of ResNet-50", found.failed)
-        if found.rows:
-            self._save(f"{outcome.name}-models", found.rows, models_png(found.rows))
+        self._save(outcome.name + MODELS, found.rows, models_png(found.rows))
         for row in found.rows:
             peak = "" if row.peak is None else f", peak {row.peak:.2f}"
             self._say(
@@ -183,11 +142,14 @@ class Bench:
         self.outcome.stopped |= over
         return over
 
-    def _note(self, what: str, failed: dict[str, str]) -> None:
-        if failed:
-            self.outcome.failed[what] = failed
-        for name, reason in failed.items():
-            self._say(f"{what}: {name} is not timed: {reason}")
+    def _note(
+        self, notes: dict[str, dict[str, str]], what: str, reasons: dict[str, str], that: str
+    ) -> None:
+        notes.pop(what, None)  # of an earlier run
+        if reasons:
+            notes[what] = reasons
+        for name, reason in reasons.items():
+            self._say(f"{what}: {name} {that}: {reason}")
 
     def _save(self, name: str, rows: Sequence[Row] | Sequence[ModelRow], picture: bytes) -> None:
         made_on: dict[str, Any] = {
@@ -196,6 +158,7 @@ class Bench:
             "rounds": self._effort.rounds,
             "left_out": self._left_out,
             "failed": self.outcome.failed,
+            "noted": self.outcome.noted,
         }
         if self.outcome.rows:
             speeds = [row.copy_gb_per_s for row in self.outcome.rows]

@@ -37,16 +37,18 @@ class Measured(NamedTuple):
     Attributes:
         rows: One for each that was timed.
         failed: Who was not, and why.
+        uncaptured: Who could not be captured in a CUDA graph, and why.
     """
 
     rows: list[Row]
     failed: dict[str, str]
+    uncaptured: dict[str, str]
 
 
 def measure(
     case: Case, peers: Mapping[str, Contender], device: torch.device, effort: Effort
 ) -> Measured:
-    """Check and time all contenders of a case: first their calls, then these as CUDA graphs.
+    """Check and time all contenders of a case: first their calls, then these in CUDA graphs.
 
     One that is wrong, or cannot do it, is not timed; the others are.
 
@@ -58,32 +60,40 @@ def measure(
     """
     posed = pose(case, device)
     sets = copies(posed, case.mode, effort.cache)
+    found = Measured([], {}, {})
     errors: dict[Entry, float] = {}
-    failed: dict[str, str] = {}
-    times: dict[Entry, list[float]] = {}
-    steps: dict[Contender, list[Step]] = {}
     before = copy_speed(device)
-    for launch in (CALL, GRAPH) if device.type == "cuda" else (CALL,):
-        timed: dict[Entry, Timed] = {}
-        for contender in (BASE, OURS, *peers.values()):
-            if launch == GRAPH and (contender not in steps or not contender.is_captured):
-                continue
-            entry = Entry(contender.name, launch)
-            try:
-                if launch == CALL:
-                    made = contender.steps(case, sets)
-                else:
-                    made = [captured(step) for step in steps[contender]]
-                errors[entry] = _checked(entry, contender, case, made[0], posed)
-                _warm_up(made)
-            except Exception as error:  # of another's compiler, say: the others are measured yet
-                failed[f"{contender.name}{LAUNCHES[launch]}"] = said(error)
-            else:
-                steps.setdefault(contender, made)
-                timed[entry] = Timed([step.call for step in made], contender.is_on_stream)
-        times |= alternate(timed, device, effort.seconds, effort.rounds)
+    calls: dict[Entry, Timed] = {}
+    capturable: dict[Contender, list[Step]] = {}
+    for contender in (BASE, OURS, *peers.values()):
+        entry = Entry(contender.name, CALL)
+        try:
+            steps = contender.steps(case, sets)
+            errors[entry] = _checked(entry, contender, case, steps[0], posed)
+            _warm_up(steps)
+        except Exception as error:  # of another's compiler, say: the others are measured yet
+            found.failed[contender.name] = said(error)
+            continue
+        calls[entry] = Timed([step.call for step in steps], contender.is_on_stream)
+        if contender.is_captured and device.type == "cuda":
+            capturable[contender] = steps
+    times = alternate(calls, device, effort.seconds, effort.rounds)
+    graphs: dict[Entry, Timed] = {}
+    for contender, steps in capturable.items():
+        entry = Entry(contender.name, GRAPH)
+        try:
+            graph = captured(steps)
+            errors[entry] = _checked(entry, contender, case, graph, posed)
+            _warm_up([graph])
+        except Exception as error:  # the calls have been timed
+            found.uncaptured[contender.name] = said(error)
+            continue
+        graphs[entry] = Timed([graph.call], parts=len(steps))
+    if graphs:
+        times |= alternate(graphs, device, effort.seconds, effort.rounds)
     speed = (before + copy_speed(device)) / 2
-    return Measured(list(rows(case, times, errors, speed, len(sets))), failed)
+    found.rows.extend(rows(case, times, errors, speed, len(sets)))
+    return found
 
 
 def _checked(entry: Entry, contender: Contender, case: Case, step: Step, posed: Posed) -> float:

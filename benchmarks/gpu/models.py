@@ -43,10 +43,12 @@ class Outcome:
     Attributes:
         rows: One for each way that was timed.
         failed: Which were not, and why.
+        too_large: For which batches there was too little memory.
     """
 
     rows: list[Row] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    too_large: dict[str, str] = field(default_factory=dict)
 
 
 class Autocast(Training):
@@ -90,20 +92,20 @@ def measure(
         quick: Whether the network is small.
         is_over: Returns whether no other way is to be begun any more.
     """
-    network, tried = NETWORKS["resnet50"], {}
+    network, too_large = NETWORKS["resnet50"], {}
     sizes = [network.quick()] if quick else [network.with_images(n, 224) for n in BATCHES]
     for chosen in sizes:
         try:
             outcome = _measure(ways, pose(chosen, device), rounds, is_over)
         except torch.OutOfMemoryError as error:
-            tried[f"batch {chosen.batch}"] = said(error)
+            too_large[f"{chosen.batch} images"] = said(error)
         else:
-            outcome.failed |= tried
+            outcome.too_large = too_large
             return outcome
         finally:
             torch.compiler.reset()
             free(device)
-    return Outcome(failed=tried)
+    return Outcome(failed=too_large)
 
 
 def _measure(

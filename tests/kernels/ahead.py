@@ -43,6 +43,9 @@ CASES = {
     "interleaved": ((32, 256, 56, 56), torch.channels_last, False, None),
     "held, planar": ((256, 512, 7, 7), torch.contiguous_format, False, None),
     "held, interleaved": ((256, 1024), torch.contiguous_format, False, None),
+    "one channel": ((64, 1, 9, 9), torch.contiguous_format, False, None),
+    "one example": ((1, 64, 128, 128), torch.contiguous_format, False, None),
+    "eight channels": ((64, 8, 32, 32), torch.channels_last, False, None),
     "masked": ((32, 64, 40, 40), torch.contiguous_format, True, None),
     "groups": ((32, 64, 56, 56), torch.channels_last, True, 8),
 }
@@ -125,7 +128,7 @@ def target_of(name):
 
 
 def described(compiled):
-    """Return what a compiled program takes of a multiprocessor."""
+    """Return what a compiled program takes, and in how many bytes it loads: ahead, or at once."""
     if "ptx" not in compiled.asm:
         return {}
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -135,11 +138,17 @@ def described(compiled):
         done = subprocess.run(
             [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
         )
-    numbers = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", done.stdout)
-    wide = re.findall(r"ld\.global[\w.:]*?\.(v\d\.b\d+|b\d+)", compiled.asm["ptx"])
+    numbers = re.search(r"REG:(\d+) STACK:(\d+)", done.stdout)
+    ptx = compiled.asm["ptx"]
+    wide = {
+        f"{n or 1}x{bits}" for n, bits in re.findall(r"ld\.global\S*?\.(?:v(\d)\.)?b(\d+)", ptx)
+    }
+    ahead = re.findall(r"cp\.async\.c[ag]\.\S+ \[[^]]*\], \[[^]]*\], (\w+)", ptx)
     return {
-        **dict(zip(("registers", "spilled", "shared"), map(int, numbers.groups()), strict=True)),
-        "loads": sorted(set(wide)),
+        **dict(zip(("registers", "spilled"), map(int, numbers.groups()), strict=True)),
+        "shared": compiled.metadata.shared,
+        "loads": sorted(wide),
+        "ahead": sorted({int(size, 0) for size in ahead}),
     }
 
 

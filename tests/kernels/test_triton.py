@@ -179,9 +179,11 @@ def test_drawn_batches_equal_the_reference(data):
     assert_close(y, reference.forward(*args, **options), dtype)
     if x.numel():
         inverse = moments.inverse_std(form.eps, correction)
-        parts = (weight.abs().double() * inverse).max() * dy.abs().max()
+        # dx is a difference of what gamma / std makes of dy, and may vanish where those do not
+        parts = float((weight.abs().double() * inverse).max() * dy.abs().max())
         error = np.abs(as_numpy(found.x) - gradients.x).max()
-        assert error <= TOLERANCES[dtype]["value"] * max(float(parts), 1e-3)
+        largest = max(parts, np.abs(gradients.x).max(), 1e-3)
+        assert error <= TOLERANCES[dtype]["value"] * largest
     if residual is not None:
         assert_close(found.residual, gradients.residual, dtype)
     terms = float(dy.abs().double().sum()) * 30
@@ -228,14 +230,18 @@ def test_who_arrives_last_changes_no_bit(layout, masked, kind, cut, monkeypatch)
 def test_float32_is_exact_to_its_last_digits_at_every_mean(layout, mean, kind, cut):
     cut(kind)
     shape, order = LARGE[layout]
+    if kind != "streaming" and order == [0, 2, 3, 1]:
+        pytest.skip("no program holds as much")
+    # the interpreter sums the rows of a tile one by one, and a GPU in pairs
+    bound = 5e-7 if kind == "streaming" else 1e-6
     deviations = random(shape, order)
     # a dy that has a mean and follows x, so that every term of dx counts
     x, dy = deviations + mean, random(shape, order) + deviations / 2 + 1
     y, found, _ = step(x, dy)
     expected = reference.forward(as_numpy(x))
-    assert np.abs(as_numpy(y) - expected).max() <= 5e-7 * np.abs(expected).max()
+    assert np.abs(as_numpy(y) - expected).max() <= bound * np.abs(expected).max()
     gradient = reference.backward(as_numpy(dy), as_numpy(x)).x
-    assert np.abs(as_numpy(found.x) - gradient).max() <= 5e-7 * np.abs(gradient).max()
+    assert np.abs(as_numpy(found.x) - gradient).max() <= bound * np.abs(gradient).max()
 
 
 def test_a_far_off_first_value_costs_no_digits():
@@ -475,8 +481,11 @@ def test_every_program_compiles_ahead_of_time(target):
         for row in rows:
             assert row["registers"] <= device.REGISTERS
             assert row["spilled"] <= 512
-            if row["case"] in ("planar, bf16", "interleaved, bf16", "held, interleaved, bf16"):
-                assert "v4.b32" in row["loads"]
+            assert row["shared"] <= 99 * 1024  # what the smallest GPUs give a program
+            if row["case"] in ("planar, bf16", "interleaved, bf16"):
+                assert row["program"] == "follow" or row["ahead"] == [16]
+            if row["case"] == "held, interleaved, bf16":
+                assert row["program"] == "follow" or {"4x32", 16} & {*row["loads"], *row["ahead"]}
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
@@ -492,3 +501,12 @@ def test_the_compiled_layer_runs_on_it(layout):
         found = torch.autograd.grad(compiled(x), [x, *layer.parameters()], dy)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_a_compiler_does_not_look_into_what_can_run():
+    def chosen(x):
+        return x + 1 if device.can_run() else x
+
+    found = torch.compile(chosen, backend="eager", fullgraph=True)(torch.zeros(2))
+    assert found.tolist() == [1, 1]
+    assert not triton.takes(torch.zeros(2))  # the interpreter is no GPU

@@ -20,7 +20,7 @@ from torch import Tensor
 from batchnorm import kernels
 from batchnorm.functional.autograd import gradients
 from batchnorm.functional.surroundings import in_backward, is_compiling, is_transformed
-from batchnorm.kernels import Activation, Form, Found, Given, Gradients, Needs, native
+from batchnorm.kernels import Activation, Form, Found, Given, Gradients, Needs
 from batchnorm.moments import Moments, statistics_dtype
 
 _LIBRARY = torch.library.Library("batchnorm", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -44,12 +44,11 @@ _BACKWARD = (
 def serve(x: Tensor, training: bool, track: bool) -> bool:
     """Return whether the operators serve a batch that is traced, and not plain operations.
 
-    They do where `torch.compile` traces a training step and there are kernels, which are faster
-    than what it makes of plain operations. Inference by running statistics is one pass either way,
-    which it fuses with what stands around it; and for a GPU it fuses training well. An exported
-    graph that predicts must run without this package, so there they serve only what tracks
-    statistics. What is transformed has to be plain, and so have batches of subclasses that take
-    operations apart themselves.
+    They do where `torch.compile` traces a training step and there are kernels, which read memory
+    less often than what it makes of plain operations. Inference by running statistics is one pass
+    either way, which it fuses with what stands around it. An exported graph that predicts must run
+    without this package, so there they serve only what tracks statistics. What is transformed has
+    to be plain, and so have batches of subclasses that take operations apart themselves.
 
     Args:
         x: The batch.
@@ -58,7 +57,7 @@ def serve(x: Tensor, training: bool, track: bool) -> bool:
     """
     return (
         (track if torch.compiler.is_exporting() else training and is_compiling())
-        and native.takes(x)
+        and kernels.are_there(x)
         and not is_transformed()
         and not hasattr(type(x), "__tensor_flatten__")
     )

@@ -10,6 +10,7 @@ from batchnorm.kernels.contract import Gradients as Gradients
 from batchnorm.kernels.contract import Needs as Needs
 from batchnorm.kernels.contract import Steps as Steps
 from batchnorm.kernels.dispatch import DIFFERENTIABLE as DIFFERENTIABLE
+from batchnorm.kernels.dispatch import are_there as are_there
 from batchnorm.kernels.dispatch import backend as backend
 from batchnorm.kernels.dispatch import backends as backends
 from batchnorm.kernels.dispatch import choose as choose

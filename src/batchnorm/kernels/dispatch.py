@@ -15,6 +15,7 @@ from functools import cache
 
 from torch import Tensor
 
+from batchnorm.kernels import native, triton
 from batchnorm.kernels.contract import Backend, Form
 from batchnorm.kernels.eager import Eager
 from batchnorm.kernels.native import Native
@@ -102,6 +103,14 @@ def choose(x: Tensor, form: Form, residual: Tensor | None = None) -> Backend:
 def is_served_by_native() -> bool:
     """Return whether `choose` tries the backend `native` first."""
     return (_forced.get() or _from_environment() or next(iter(_BACKENDS))) == NATIVE.name
+
+
+def are_there(x: Tensor) -> bool:
+    """Return whether there are kernels for tensors like this, whatever their strides.
+
+    Unlike `choose`, a compiler can trace it.
+    """
+    return native.takes(x) or triton.takes(x)
 
 
 def _refusal(backend: Backend, x: Tensor, form: Form, residual: Tensor | None) -> str | None:

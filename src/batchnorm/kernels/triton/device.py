@@ -56,12 +56,18 @@ def refusal(index: int) -> str | None:
     )
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def can_run() -> bool:
+    """Return whether programs can run here, which a compiler need not look into."""
+    return missing() is None
+
+
 def takes(x: Tensor) -> bool:
-    """Return whether a GPU's programs take tensors like this, whatever their strides.
+    """Return whether there are programs for tensors like this on a GPU, whatever their strides.
 
     Unlike `Triton.supports`, a compiler can trace it.
     """
-    return x.device.type == "cuda" and x.dtype in TYPES and missing() is None
+    return x.device.type == "cuda" and x.dtype in TYPES and can_run()
 
 
 @cache

@@ -176,7 +176,8 @@ def candidates(batch: Batch, itemsize: int, sms: int, held: int) -> list[Cut]:
     found = [stream]
     for rows, warps in ((stream.rows * 2, 8), (stream.rows * 2, 4), (stream.rows // 2, 4)):
         if rows >= 1:
-            found.append(stream._replace(rows=rows, warps=warps))
+            most = max(1, rows * stream.columns // 32)
+            found.append(stream._replace(rows=rows, warps=min(warps, most)))
     found += [stream._replace(programs=max(1, stream.programs * n // 4)) for n in (1, 2, 8)]
     for most in (held // 2, held, held * 2):
         found += [

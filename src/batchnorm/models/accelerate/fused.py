@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from batchnorm.functional import batch_norm, in_backward
-from batchnorm.kernels import Activation, native
+from batchnorm.kernels import Activation, are_there
 from batchnorm.models.accelerate.recompute import note_batch_norm, note_operator
 
 
@@ -47,7 +47,7 @@ def fused(
         noted: Whether it is noted how the backward pass can make the result again.
     """
     function = None if activation is None else Activation(*activation)
-    if noted or native.takes(input):
+    if noted or are_there(input):
         y = batch_norm(
             input, running_mean, running_var, weight, bias, training, momentum, eps,
             residual=residual, activation=function,

@@ -38,7 +38,7 @@ def activated(z, ACTIVATION: tl.constexpr, PARAMETER: tl.constexpr):
     elif ACTIVATION == "relu6":
         z = tl.where(z <= 0, 0.0, tl.where(z >= 6, 6.0, z))
     elif ACTIVATION == "hardswish":
-        z = tl.where(z <= -3, 0.0, tl.where(z >= 3, z, z * (z + 3) / 6))
+        z = z * tl.minimum(tl.maximum(z + 3, 0.0), 6.0) / 6
     else:
         tl.static_assert(ACTIVATION is None)
     return z
@@ -87,6 +87,14 @@ def quotient(values, count):
     """Return values / count, and 0 where the count is not positive."""
     some = count > 0
     return tl.where(some, values / tl.where(some, count, 1.0), 0.0)
+
+
+@triton.jit
+def rounded(value, DTYPE: tl.constexpr):
+    """Return a value in another type: in a half type by way of float32."""
+    if DTYPE.primitive_bitwidth == 16:
+        value = value.to(tl.float32)
+    return value.to(DTYPE)
 
 
 @triton.jit

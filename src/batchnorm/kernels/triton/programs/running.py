@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from batchnorm.kernels.triton.programs.arithmetic import quotient
+from batchnorm.kernels.triton.programs.arithmetic import quotient, rounded
 
 
 @triton.jit
@@ -36,9 +36,11 @@ def follow(
             there = channel < channels
             to_mean, to_var = steps_of(mean, m2, n, running_mean, running_var, rate, channel, there)
             at = running_mean + channel
-            tl.store(at, tl.load(at, there, 0.0) + to_mean.to(at.dtype.element_ty), there)
+            moved = tl.load(at, there, 0.0).to(tl.float64) + to_mean
+            tl.store(at, rounded(moved, running_mean.dtype.element_ty), there)
             at = running_var + channel
-            tl.store(at, tl.load(at, there, 0.0) + to_var.to(at.dtype.element_ty), there)
+            moved = tl.load(at, there, 0.0).to(tl.float64) + to_var
+            tl.store(at, rounded(moved, running_var.dtype.element_ty), there)
         if tracked is not None:
             tl.store(tracked, tl.load(tracked) + 1)
 
@@ -52,5 +54,5 @@ def steps_of(mean, m2, n, running_mean, running_var, rate, channel, there):
     )
     to_var = var - tl.load(running_var + channel, there, 0.0).to(tl.float64)
     # in the type that they are kept in, in which they may not be finite
-    to_mean = (to_mean * rate).to(running_mean.dtype.element_ty).to(tl.float64)
-    return to_mean, (to_var * rate).to(running_var.dtype.element_ty).to(tl.float64)
+    to_mean = rounded(to_mean * rate, running_mean.dtype.element_ty).to(tl.float64)
+    return to_mean, rounded(to_var * rate, running_var.dtype.element_ty).to(tl.float64)

@@ -41,6 +41,9 @@ from batchnorm.kernels.triton.programs.places import (
     work_of,
 )
 
+#: How many tiles are on their way while one is worked on, and that one.
+STAGES = tl.constexpr(3)
+
 
 @triton.jit
 def collect(
@@ -77,7 +80,7 @@ def collect(
     one = tl.zeros([ROWS, COLUMNS], ACC)
     two = tl.zeros([ROWS, COLUMNS], ACC)
     three = tl.zeros([ROWS, COLUMNS], ACC)
-    for t in range(begin, tiles, splits):
+    for t in tl.range(begin, tiles, splits, num_stages=STAGES):
         r, k, there = tile_of(t, blocks, first, end, length, ROWS, COLUMNS, FAR)
         at = x + offsets_of(r, k, x_row, x_unit, unit, PLANAR, COLUMNS, FAR, ALIGN)
         distance = tl.load(at, there, 0.0).to(ACC) - shift
@@ -151,7 +154,7 @@ def normalize(
             tl.store(kept_inverse_std + channel, inverse, here)
     near, scale, shift = scale_and_shift(middle, inverse, weight, bias, channel, here, ACC)
 
-    for back in range(split, tiles, splits):
+    for back in tl.range(split, tiles, splits, num_stages=STAGES):
         t = tiles - 1 - back
         r, k, there = tile_of(t, blocks, first, end, length, ROWS, COLUMNS, FAR)
         at = x + offsets_of(r, k, x_row, x_unit, unit, PLANAR, COLUMNS, FAR, ALIGN)
@@ -190,7 +193,7 @@ def reduce_grad(
 
     one = tl.zeros([ROWS, COLUMNS], ACC)
     two = tl.zeros([ROWS, COLUMNS], ACC)
-    for t in range(split, tiles, splits):
+    for t in tl.range(split, tiles, splits, num_stages=STAGES):
         r, k, there = tile_of(t, blocks, first, end, length, ROWS, COLUMNS, FAR)
         at = dy + offsets_of(r, k, d_row, d_unit, unit, PLANAR, COLUMNS, FAR, ALIGN)
         upstream = tl.load(at, there, 0.0).to(ACC)
@@ -252,7 +255,7 @@ def apply_grad(
             a, b, n, middle, inverse, weight, channel, here, CORRECTION, ACC
         )
 
-    for back in range(split, tiles, splits):
+    for back in tl.range(split, tiles, splits, num_stages=STAGES):
         t = tiles - 1 - back
         r, k, there = tile_of(t, blocks, first, end, length, ROWS, COLUMNS, FAR)
         at = dy + offsets_of(r, k, d_row, d_unit, unit, PLANAR, COLUMNS, FAR, ALIGN)
