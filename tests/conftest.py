@@ -4,6 +4,10 @@ import importlib.util
 import os
 
 os.environ["KERAS_BACKEND"] = "torch"  # read when Keras is first imported
+# Where the tensors of the tests are: on the CPU, unless `make test-gpu` says otherwise.
+os.environ.setdefault("BATCHNORM_TEST_DEVICE", "cpu")
+# read when Triton is first imported, which torch may do
+os.environ["TRITON_INTERPRET"] = str(int(os.environ["BATCHNORM_TEST_DEVICE"] == "cpu"))
 
 import interpreter
 import pytest
@@ -12,13 +16,9 @@ from hypothesis import settings
 
 from batchnorm.kernels import native
 
-#: Where the tensors of the tests are: on the CPU, unless `make test-gpu` says otherwise.
-DEVICE = os.environ.get("BATCHNORM_TEST_DEVICE", "cpu")
-torch.set_default_device(DEVICE)
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
-    if importlib.util.find_spec("triton") is not None:
-        interpreter.mend()
+torch.set_default_device(os.environ["BATCHNORM_TEST_DEVICE"])
+if os.environ["TRITON_INTERPRET"] == "1" and importlib.util.find_spec("triton") is not None:
+    interpreter.mend()
 
 # What is drawn is drawn the same way each time: a test that fails can be run again.
 settings.register_profile("repeatable", derandomize=True, deadline=None)

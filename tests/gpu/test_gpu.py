@@ -207,7 +207,7 @@ def test_programs_that_wait_for_each_other(layout, shape, monkeypatch):
 
     def together(of, x, direction="", run=None):
         sms = plan.multiprocessors(x.device)
-        shared = plan.shared(of, x.element_size(), sms, plan.HELD_BACKWARD)
+        shared = plan.shared(of, x.element_size(), sms, plan.HELD)
         return shared if direction and shared else reckoned(of, x)
 
     monkeypatch.setattr(backend, "cut_of", together)

@@ -160,3 +160,18 @@ def test_each_step_and_both_calls_on_groups_equal_the_reference(backend, layout,
         of = backend.backward(dy, given, found.moments.count, Needs())
         channels = [v.to(weight.dtype) for v in (of.weight, of.bias)]
         assert_steps_close((found.y, of.x, *channels, of.residual.to(dtype)), expected, dtype)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS.values()], ids=[*BACKENDS])
+def test_running_statistics_are_those_of_all_groups(backend):
+    x, dy = torch.randn(9, 4, 5), torch.randn(9, 4, 5)
+    running = torch.randn(4), torch.rand(4) + 0.5
+    found = []
+    for size in (None, 2):
+        form = Form(activation=Activation.parse("relu"), ghost_size=size)
+        of = backend.forward(x, None, None, None, None, form, running)
+        given = Given(x, of.mean, of.inverse_std, None, None, None, None, form)
+        gradients = backend.backward(dy, given, None, Needs())
+        found.append((of.y, backend.normalize(given), *gradients[:3]))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)

@@ -354,8 +354,8 @@ def test_a_cut_covers_the_batch_and_can_be_launched(layout, size):
         shape_ = (shape[0] * scale, *shape[1:])
         strides = torch.empty(shape_, device="meta").to(memory_format=memory_format).stride()
         batch = plan.batch_of(shape_, strides, channel_dim, None)
-        own = [plan.reckoned(batch, size, 132, held) for held in (0, plan.HELD_FORWARD)]
-        for cut in [*own, *plan.candidates(batch, size, 132, plan.HELD_FORWARD)]:
+        own = [plan.reckoned(batch, size, 132, held) for held in (0, plan.HELD)]
+        for cut in [*own, *plan.candidates(batch, size, 132, plan.HELD)]:
             for n in (cut.rows, cut.columns, cut.warps):
                 assert n >= 1
                 assert n & (n - 1) == 0

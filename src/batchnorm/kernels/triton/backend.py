@@ -58,7 +58,7 @@ class Triton:
     def normalize(self, given: Given, out: Tensor | None = None) -> Tensor:
         """Return y."""
         x, mean, inverse_std, weight, bias, residual, mask, form = given
-        batch = seen(x, form)
+        batch = seen(x, form, mean.ndim > 1)
         y, weight, bias, residual, mask = _target(x, out, weight, bias, residual, mask)
         weights = None if mask is None else in_order(mask, x, batch.view)
         call = Forward(x, batch, y, weights, weight, bias, residual, form)
@@ -94,7 +94,7 @@ class Triton:
         out: Tensor | None = None,
     ) -> Found:
         """Return y and what normalized it."""
-        batch = seen(x, form)
+        batch = seen(x, form, running is None)
         y, weight, bias, residual, mask = _target(x, out, weight, bias, residual, mask)
         weights = None if mask is None else in_order(mask, x, batch.view)
         call = Forward(x, batch, y, weights, weight, bias, residual, form)

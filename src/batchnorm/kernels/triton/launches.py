@@ -13,8 +13,7 @@ from batchnorm.kernels.layouts import fitting, in_order, steps_in
 from batchnorm.kernels.triton import tuning
 from batchnorm.kernels.triton.device import TYPES, programs, start
 from batchnorm.kernels.triton.plan import (
-    HELD_BACKWARD,
-    HELD_FORWARD,
+    HELD,
     Batch,
     Cut,
     alignment,
@@ -32,9 +31,16 @@ WIDE = torch.float64
 _GRADIENTS = (torch.float32, WIDE)
 
 
-def seen(x: Tensor, form: Form) -> Batch:
-    """Return what is needed of a batch that `supports` let pass."""
-    found = batch_of(tuple(x.shape), x.stride(), form.channel_dim, form.ghost_size)
+def seen(x: Tensor, form: Form, grouped: bool = True) -> Batch:
+    """Return what is needed of a batch that `supports` let pass.
+
+    Args:
+        x: The batch.
+        form: Of the call.
+        grouped: Whether the numbers that normalize it are those of its groups, where it has some.
+    """
+    size = form.ghost_size if grouped else None
+    found = batch_of(tuple(x.shape), x.stride(), form.channel_dim, size)
     if found is None:
         raise ValueError("a batch that triton does not support")
     return found
@@ -51,7 +57,7 @@ def cut_of(
         direction: forward, or backward; or none, for one step of the four.
         run: Does the work by a cut, to be timed; None if that cannot be done more than once.
     """
-    held = {"forward": HELD_FORWARD, "backward": HELD_BACKWARD}.get(direction, 0)
+    held = HELD if direction else 0
     sms = multiprocessors(x.device)
     own = reckoned(batch, x.element_size(), sms, held)
     if not direction:
@@ -234,7 +240,7 @@ class Backward(Launcher):
 
     def __init__(self, dy: Tensor, given: Given, needs: Needs) -> None:
         x, mean, inverse_std, weight, bias, residual, mask, form = given
-        batch = seen(x, form)
+        batch = seen(x, form, mean.ndim > 1)
         dy = fitting(dy.to(x.dtype), x, batch.view)
         if residual is not None:
             residual = fitting(residual, x, batch.view)

@@ -26,8 +26,8 @@ _RUN_BYTES = 128
 _SECTOR_BYTES = 32
 #: Programs a multiprocessor, of those that stream.
 _CROWD = 16
-#: What a program holds at most, in values: in the registers of 512 threads.
-HELD_FORWARD, HELD_BACKWARD = 16384, 8192
+#: What a program holds at most, in values: with twice as many, registers are spilled.
+HELD = 8192
 #: Values that are merged at a time.
 _MERGED = 2048
 
@@ -197,7 +197,7 @@ def piece_of(columns: int, planar: bool, programs: int) -> int:
 
 
 def _warps(values: int) -> int:
-    return max(1, min(16, values // 512 if values <= 4096 else values // 1024))
+    return max(1, min(16, values // 512))
 
 
 def _power(number: int) -> int:

@@ -120,10 +120,7 @@ def collect(
 def _is_last(arrived, number):
     """Return whether all others of a number of programs were here; what they wrote is seen then."""
     tl.debug_barrier()
-    last = tl.atomic_add(arrived, 1, sem="acq_rel") == number - 1
-    if last:
-        tl.store(arrived, 0)  # for the next launch
-    return last
+    return tl.atomic_add(arrived, 1, sem="acq_rel") == number - 1
 
 
 @triton.jit
