@@ -9,6 +9,9 @@ os.environ.setdefault("BATCHNORM_TEST_DEVICE", "cpu")
 # read when Triton is first imported, which torch may do
 os.environ["TRITON_INTERPRET"] = str(int(os.environ["BATCHNORM_TEST_DEVICE"] == "cpu"))
 
+# as cuBLAS needs it where all is deterministic, see below
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 import interpreter
 import pytest
 import torch

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from rich.console import Console
 from batchnorm.bench.cases import DTYPES, _some_of
 from batchnorm.bench.errors import BenchError
 from batchnorm.bench.save import put
+from batchnorm.kernels.triton import tuning
 from benchmarks.gpu.cases import DEFAULT_DTYPES
 from benchmarks.gpu.conduct import Bench
 from benchmarks.gpu.contenders import PEERS
@@ -83,6 +85,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("--peers", default=",".join(PEERS), help="by default %(default)s")
     parser.add_argument("--no-layers", action="store_true", help="measure the training step alone")
     parser.add_argument("--no-models", action="store_true", help="measure the layers alone")
+    parser.add_argument("--no-tune", action="store_true", help="cut batches as is reckoned")
     parser.add_argument("--minutes", type=float, help="begin no case after so many")
     parser.add_argument("--resume", action="store_true", help="keep what --out has already")
     parser.add_argument("--out", type=Path, help="another folder; README.md is left alone then")
@@ -97,6 +100,8 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
             "there is no GPU here that torch can use: run it where there is one, or try it with "
             "--device cpu"
         )
+    if given.device == "cuda" and not given.no_tune:
+        os.environ.setdefault(tuning.VARIABLE, "1")  # the first call of a shape, which is checked
     try:
         wanted = _wanted(given, root)
         outcome = Bench(wanted, Console()).run()

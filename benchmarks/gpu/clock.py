@@ -45,7 +45,8 @@ def alternate(
 ) -> dict[Name, list[float]]:
     """Return the times of all in seconds, a round after the other.
 
-    Who begins a round turns, too. A time is that of one call with its launches, begun when the
+    Who begins a round turns, too, and each takes other inputs than those around it, if there are
+    as many. A time is that of one call with its launches, begun when the
     device has nothing left to do. What a call returns is freed before the next one.
 
     Args:
@@ -56,13 +57,13 @@ def alternate(
         settled: Whether each is called once, untimed, before it is timed.
     """
     times: dict[Name, list[float]] = {name: [] for name in timed}
-    order = list(timed.items())
+    order, places = list(timed.items()), {name: place for place, name in enumerate(timed)}
     end = time.perf_counter() + seconds
     rounds = 0
     with _no_garbage():
         while rounds < least or time.perf_counter() < end:
             for name, (calls, is_on_stream, parts) in order:
-                call = calls[rounds % len(calls)]
+                call = calls[(rounds + places[name]) % len(calls)]
                 if settled:
                     call()
                 events = is_on_stream and device.type == "cuda"

@@ -14,6 +14,7 @@ from batchnorm.bench.cases import Case
 from batchnorm.bench.conduct import shown_on
 from batchnorm.bench.errors import BenchError
 from batchnorm.bench.save import check_folder, save
+from batchnorm.kernels.triton import tuning
 from benchmarks.gpu import models
 from benchmarks.gpu.cases import BATCH, CPU_BATCH, QUICK_BATCH, plan, title
 from benchmarks.gpu.contenders import OURS, PEERS
@@ -154,6 +155,7 @@ class Bench:
     def _save(self, name: str, rows: Sequence[Row] | Sequence[ModelRow], picture: bytes) -> None:
         made_on: dict[str, Any] = {
             **self._made_on,
+            "tuned": {key: [*cut] for key, cut in sorted(tuning.table(self.wanted.device).items())},
             "quick": self.wanted.quick,
             "rounds": self._effort.rounds,
             "left_out": self._left_out,

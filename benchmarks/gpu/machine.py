@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from batchnorm.environment import describe
-from batchnorm.kernels.triton import tuning
 
 
 def describe_device(device: torch.device) -> dict[str, Any]:
@@ -28,7 +27,6 @@ def describe_device(device: torch.device) -> dict[str, Any]:
         "triton": _version("triton"),
         "jax": _version("jax"),
         "transformers": _version("transformers"),
-        "tuned": tuning.is_asked_for(),
     }
     if device.type == "cuda":
         properties: Any = torch.cuda.get_device_properties(device)

@@ -3,14 +3,17 @@
 `make test-gpu` runs these and the tests of the programs, on it.
 """
 
+import copy
 import os
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import batchnorm as bn
-from batchnorm.kernels import Activation, Form, Given, Needs, choose, triton
+from batchnorm.functional.synchronized import Synchronized
+from batchnorm.kernels import Activation, Form, Given, Needs, choose, steps, triton
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("BATCHNORM_TEST_DEVICE") != "cuda", reason="make test-gpu runs it, on a GPU"
@@ -69,6 +72,7 @@ def test_agrees_with_torch(layout, dtype, shape):
     torch.testing.assert_close(mine.running_var, theirs[0].running_var, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("settings", [{}, {"ghost_size": 8}, {"momentum": None}])
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_host_waits_for_nothing(settings, masked):
@@ -76,8 +80,8 @@ def test_the_host_waits_for_nothing(settings, masked):
     layer = layer_of(**settings)
     mask = torch.ones(32, 1, 28, 28, device="cuda") if masked else None
     layer(x, mask=mask).backward(dy)  # compiles
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         layer(x, mask=mask).backward(dy)
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -177,25 +181,82 @@ def test_more_than_2_to_the_31_values():
         assert backend.backward(x, given, moments.count, Needs()).x.isfinite().all()
 
 
-def test_processes_are_synchronized_by_nccl():
-    import torch.distributed as dist
-
+@pytest.fixture
+def process():
+    """One process, with NCCL."""
     dist.init_process_group("nccl", init_method="tcp://127.0.0.1:29533", rank=0, world_size=1)
-    try:
-        layer = bn.SyncBatchNorm(64, activation="relu").cuda()
-        model = nn.parallel.DistributedDataParallel(layer)
-        x, dy = batch()
-        model(x).backward(dy)
-        plain = layer_of()
-        expected = gradients(plain, x, dy)
-        torch.testing.assert_close(layer.weight.grad, expected[2])
-        torch.testing.assert_close(layer.running_mean, plain.running_mean)
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process")
+@pytest.mark.parametrize("masked", [False, True])
+def test_moments_and_sums_go_through_nccl(masked):
+    x, dy = batch()
+    weight, bias = (torch.randn(64, device="cuda") for _ in range(2))
+    mask = torch.ones(32, 1, 28, 28, device="cuda") if masked else None
+    form, backend = Form(activation=Activation.parse("relu")), choose(x, Form())
+    found = []
+    for pool in (None, Synchronized(dist.group.WORLD)):
+        of, _ = steps.forward(backend, x, weight, bias, None, mask, form, pool=pool)
+        given = Given(x, of.mean, of.inverse_std, weight, bias, None, mask, form)
+        back = steps.backward(backend, dy, given, of.moments.count, Needs(), pool)
+        found.append((of.y, of.moments.mean, back.x, back.weight, back.bias))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.usefixtures("process")
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_processes_in_parallel(parallel):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(64, 64, 3), layer_of()).cuda()
+    plain = copy.deepcopy(model)
+    x, dy = batch(dtype=torch.float32)
+    dy = dy[..., 1:-1, 1:-1]
+    if parallel == "ddp":
+        ours = nn.parallel.DistributedDataParallel(model)
+    else:
+        from torch.distributed.fsdp import fully_shard
+
+        ours = fully_shard(model)
+    for each in (ours, plain):
+        each(x).backward(dy)
+    for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+        grad = one.grad.full_tensor() if parallel == "fsdp" else one.grad
+        torch.testing.assert_close(grad, other.grad, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(model[1].running_mean, plain[1].running_mean)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="it takes two GPUs")
+def test_a_gpu_that_is_not_the_current_one():
+    x, dy = batch()
+    layer = layer_of()
+    expected = gradients(layer, x, dy)
+    with torch.cuda.device(0):
+        other, upstream = (v.detach().to("cuda:1") for v in (x, dy))
+        found = gradients(copy.deepcopy(layer).to("cuda:1"), other.requires_grad_(), upstream)
+    for one, two in zip(expected, found, strict=True):
+        assert torch.equal(one, two.to("cuda:0"))
+
+
+def test_steps_of_more_than_31_bits():
+    if torch.cuda.mem_get_info()[0] < 20e9:
+        pytest.skip("it takes 20 GB")
+    far = torch.empty(2**32 + 64, device="cuda", dtype=torch.bfloat16)
+    values = torch.randn(2, 2, 8, device="cuda").bfloat16()
+    for strides in ((2**31, 8, 1), (2**31 + 1, 8, 1), (16, 2**31, 1)):
+        x = far.as_strided((2, 2, 8), strides).copy_(values)
+        for channel_dim in (0, 1, 2):
+            form = Form(channel_dim)
+            backend = choose(x, form)
+            found = backend.forward(x, None, None, None, None, form, None)
+            expected = backend.forward(values, None, None, None, None, form, None)
+            torch.testing.assert_close(found.y, expected.y)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(64, 64, 56, 56), (64, 256, 14, 14)])
+@pytest.mark.parametrize("shape", [(64, 64, 14, 14), (48, 256, 14, 14)])
 def test_programs_that_wait_for_each_other(layout, shape, monkeypatch):
     """They hold a channel together, in a cooperative launch."""
     from batchnorm.kernels.triton import backend, plan
@@ -205,10 +266,13 @@ def test_programs_that_wait_for_each_other(layout, shape, monkeypatch):
     expected = gradients(layer, x, dy)
     reckoned = backend.cut_of
 
-    def together(of, x, direction="", run=None):
+    def together(of, x, work="", run=None):
         sms = plan.multiprocessors(x.device)
+        if not work:
+            return reckoned(of, x)
         shared = plan.shared(of, x.element_size(), sms, plan.HELD)
-        return shared if direction and shared else reckoned(of, x)
+        assert shared is not None
+        return shared
 
     monkeypatch.setattr(backend, "cut_of", together)
     for _ in range(5):

@@ -78,8 +78,8 @@ def launches_of(shape, layout, masked, ghost_size, dtype, activation, cuts=None)
     recorded = tuple(Recorded(module, noted) for module in modules)
     launches.programs = running.programs = lambda: recorded
     if cuts is not None:
-        backend.cut_of = lambda batch, x, direction="", run=None: (
-            cuts(batch, x.element_size()) if direction else cut(batch, x)
+        backend.cut_of = lambda batch, x, work="", run=None: (
+            cuts(batch, x.element_size()) if work else cut(batch, x)
         )
     try:
         x = torch.empty(shape, dtype=dtype).contiguous(memory_format=layout)
@@ -172,7 +172,11 @@ def main(targets):
     tasks.append(("held together", (*CASES["interleaved"], torch.bfloat16, "relu"), together))
     tasks.append(("planar, fp16", (*CASES["planar"], torch.float16, "tanh"), None))
     tasks.append(("planar, fp64", (*CASES["planar"], torch.float64, "silu"), None))
+    tasks.append(("far, planar", (*CASES["planar"], torch.bfloat16, "relu"), None))
+    tasks.append(("far, groups", (*CASES["groups"], torch.bfloat16, "relu"), None))
+    near = launches.is_far
     for name, case, cuts in tasks:
+        launches.is_far = (lambda *_: True) if name.startswith("far") else near
         for program, grid, given in launches_of(*case, cuts):
             if given.get("PROGRAMS", 1) > 1:
                 given["launch_cooperative_grid"] = True

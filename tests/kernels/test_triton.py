@@ -61,9 +61,9 @@ def cut(monkeypatch):
         if kind == "reckoned":
             return
 
-        def chosen(batch, x, direction="", run=None):
+        def chosen(batch, x, work="", run=None):
             size = x.element_size()
-            if kind == "streaming" or not direction:
+            if kind == "streaming" or not work:
                 return plan.reckoned(batch, size, 2, 0)
             if kind == "held":
                 return plan.reckoned(batch, size, 2, 1 << 20)
@@ -292,7 +292,10 @@ def test_functions_are_right_to_the_last_digits(activation):
     y, _, mean, inverse_std = TRITON.forward(z[:, None], None, None, None, None, form, running)
     expected = parsed(z.double())
     same = (y[:, 0].double() == expected) | (y[:, 0].isnan() & expected.isnan())
-    bound = torch.finfo(z.dtype).eps * 4 * (1 + expected.abs())
+    # these multiply z by what nearly vanishes: there the error is one of z's last digits
+    products = activation in ("silu", "gelu", "hardswish")
+    slack = z.abs().clamp(max=110) * 0.5 if products else 1e-30
+    bound = torch.finfo(z.dtype).eps * (4 * expected.abs() + slack) + torch.finfo(z.dtype).tiny
     assert (same | ((y[:, 0].double() - expected).abs() <= bound)).all()
     g = torch.randn_like(z)
     given = Given(z[:, None], mean, inverse_std, None, None, None, None, form)
@@ -310,6 +313,42 @@ def test_far_places_are_found_by_64_bits(order, monkeypatch):
     far = step(x, dy, mask=mask)
     assert torch.equal(near[0], far[0])
     assert torch.equal(near[1].x, far[1].x)
+
+
+def test_steps_over_31_bits_reach_as_far(monkeypatch):
+    """A step is given divided by 8, and fits in 31 bits then; its multiples do not."""
+    from kernels.pieces import offset_of
+
+    launch = offset_of[(1,)]
+    for planar in (False, True):
+        found = torch.zeros(1, dtype=torch.int64)
+        with device._on(found):
+            launch(found, 3, 2**28, 2**29, 5, PLANAR=planar, FAR=True, ALIGN=8)
+        assert int(found) == 3 * 2**31 + (5 * 2**32 if planar else 5)
+
+
+def test_the_last_to_arrive_waits_for_nobody():
+    from kernels.pieces import arrive
+
+    there = torch.full((1,), 3, dtype=torch.int32)
+    with device._on(there):
+        arrive[(1,)](there, PROGRAMS=4)
+    assert int(there) == 4
+
+
+def test_more_groups_than_can_be_counted_are_refused():
+    x = torch.empty(2**20, 4096, device="meta")
+    batch = [plan.batch_of(tuple(x.shape), x.stride(), 1, size) for size in (None, 2, 2**12)]
+    assert [found is None for found in batch] == [False, True, False]
+
+
+def test_what_was_tuned_for_another_gpu_is_not_used(cache, monkeypatch):
+    x = torch.randn(40, 6, 9)
+    batch = launches.seen(x, Form())
+    own = launches.cut_of(batch, x, "forward")
+    for wrong in (Cut(16, 16, 64, 1, True), Cut(3, 16, 1, 1), Cut(8, 16, 1, 1, True)):
+        monkeypatch.setattr(tuning, "kept", lambda *_, wrong=wrong: wrong)
+        assert launches.cut_of(batch, x, "forward") == own
 
 
 def test_what_reaches_over_31_bits_is_far():
@@ -388,7 +427,7 @@ def test_what_was_tuned_is_kept_and_used(cache, monkeypatch):
     tuned = step(x, dy)
     (file,) = cache.iterdir()
     kept = json.loads(file.read_text())
-    assert sorted(key.split()[0] for key in kept) == ["backward", "forward"]
+    assert sorted(key.split(",")[0] for key in kept) == ["backward", "forward"]
     other = [1, 16, 6, 1, False]
     file.write_text(json.dumps(dict.fromkeys(kept, other)))
     tuning.forget()
@@ -437,9 +476,19 @@ def test_says_why_it_cannot_serve(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Old GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    monkeypatch.setattr(torch.version, "hip", None)
     device.refusal.cache_clear()
     assert missing() == "Old GPU has compute capability 7.5, and Triton needs 8.0 or more"
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    properties = type("Properties", (), {"gcnArchName": "gfx1100"})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     device.refusal.cache_clear()
+    assert missing() == "Old GPU is gfx1100, and gfx9 is needed"
+    device.refusal.cache_clear()
+    monkeypatch.setattr(device, "VERSION", (99, 0))
+    assert "99.0 is needed" in missing()
+    monkeypatch.setattr(device, "import_module", lambda _: 1 / 0)
+    assert missing() == "Triton cannot be imported: division by zero"
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda _: None)
     assert "Triton is not installed" in missing()
 
@@ -509,4 +558,4 @@ def test_a_compiler_does_not_look_into_what_can_run():
 
     found = torch.compile(chosen, backend="eager", fullgraph=True)(torch.zeros(2))
     assert found.tolist() == [1, 1]
-    assert not triton.takes(torch.zeros(2))  # the interpreter is no GPU
+    assert not triton.takes(torch.zeros(2, device="cpu"))  # the interpreter is no GPU

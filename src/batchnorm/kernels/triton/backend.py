@@ -33,8 +33,10 @@ class Triton:
     def supports(self, x: Tensor, form: Form) -> str | None:
         """Return why it cannot take this batch, or None if it can."""
         place = "cpu" if is_interpreted() and x.device.type == "cpu" else "cuda"
-        if x.device.type != place or x.layout is not torch.strided:
-            return f"it takes dense tensors on a GPU, not {x.layout} on {x.device.type}"
+        if x.device.type != place:
+            return f"it takes tensors on a GPU, not on {x.device.type}"
+        if x.layout is not torch.strided:
+            return f"it takes dense tensors, not {x.layout}"
         if place == "cuda" and (reason := refusal(x.device.index)) is not None:
             return reason
         if x.dtype not in TYPES:
@@ -103,9 +105,9 @@ class Triton:
                 running = apart_from(x, running[0]), apart_from(x, running[1])
             mean, inverse_std = call.normalize_by(cut_of(batch, x), *running)
             return Found(written(y, out), None, mean, inverse_std)
-        run = call.whole
-        cut = cut_of(batch, x, "forward", None if is_same_view(x, y) else run)
-        moments, mean, inverse_std = run(cut)
+        again = None if is_same_view(x, y) else call.whole
+        cut = cut_of(batch, x, call.work("forward", residual), again)
+        moments, mean, inverse_std = call.whole(cut)
         return Found(written(y, out), moments, mean, inverse_std)
 
     def backward(
@@ -122,7 +124,9 @@ class Triton:
                 call.apply(cut, None, 1)
         else:
             known = counts_of(count, given.mean)
-            call.whole(cut_of(call.batch, x, "backward", lambda cut: call.whole(cut, known)), known)
+            work = call.work("backward", given.residual)
+            cut = cut_of(call.batch, x, work, lambda cut: call.whole(cut, known))
+            call.whole(cut, known)
         dresidual = dy if call.dresidual is None and needs.residual else call.dresidual
         return Gradients(call.dx, *call.channels(), dresidual)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from contextlib import AbstractContextManager
 from functools import cache, lru_cache
+from importlib import import_module
 from threading import Lock
 from typing import Any
 
@@ -14,7 +16,9 @@ from torch import Tensor
 
 #: The types that the programs take.
 TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-#: The least compute capability that Triton compiles for.
+#: The least version of Triton.
+VERSION = (3, 4)
+#: The least compute capability that it compiles for.
 CAPABILITY = (8, 0)
 #: Of a thread: with more, too few threads run at once to keep the memory busy.
 REGISTERS = 128
@@ -33,10 +37,16 @@ def missing() -> str | None:
     """Return why no program can run here, or None."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed: pip install triton, on Linux"
+    if not is_interpreted() and not torch.cuda.is_available():
+        return "there is no GPU here that torch can use"
+    try:
+        version = import_module("triton").__version__
+    except Exception as error:  # of whatever it looks for when it is imported
+        return f"Triton cannot be imported: {error}"
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < VERSION:
+        return f"Triton is of version {version}, and {VERSION[0]}.{VERSION[1]} is needed"
     if is_interpreted():
         return None
-    if not torch.cuda.is_available():
-        return "there is no GPU here that torch can use"
     reasons = [refusal(index) for index in range(torch.cuda.device_count())]
     return None if None in reasons else reasons[0]
 
@@ -44,12 +54,14 @@ def missing() -> str | None:
 @lru_cache(maxsize=64)
 def refusal(index: int) -> str | None:
     """Return why a GPU cannot run the programs, or None if it can."""
+    name = torch.cuda.get_device_name(index)
     if torch.version.hip is not None:
-        return None
+        kind = torch.cuda.get_device_properties(index).gcnArchName
+        # where a wave has 64 lanes, the one that writes what others read is that which says so
+        return None if kind.startswith("gfx9") else f"{name} is {kind}, and gfx9 is needed"
     found = torch.cuda.get_device_capability(index)
     if found >= CAPABILITY:
         return None
-    name = torch.cuda.get_device_name(index)
     return (
         f"{name} has compute capability {found[0]}.{found[1]}, and Triton needs "
         f"{CAPABILITY[0]}.{CAPABILITY[1]} or more"

@@ -19,6 +19,7 @@ from batchnorm.kernels.triton.plan import (
     alignment,
     batch_of,
     candidates,
+    fits,
     is_far,
     multiprocessors,
     piece_of,
@@ -47,27 +48,28 @@ def seen(x: Tensor, form: Form, grouped: bool = True) -> Batch:
 
 
 def cut_of(
-    batch: Batch, x: Tensor, direction: str = "", run: Callable[[Cut], object] | None = None
+    batch: Batch, x: Tensor, work: str = "", run: Callable[[Cut], object] | None = None
 ) -> Cut:
     """Return how a batch is cut: as it was tuned, or as is reckoned.
 
     Args:
         batch: What is cut.
         x: The tensor.
-        direction: forward, or backward; or none, for one step of the four.
+        work: What is done, all of forward or backward; or nothing, for one step of the four.
         run: Does the work by a cut, to be timed; None if that cannot be done more than once.
     """
-    held = HELD if direction else 0
+    held = HELD if work else 0
     sms = multiprocessors(x.device)
     own = reckoned(batch, x.element_size(), sms, held)
-    if not direction:
+    if not work:
         return own
     view = batch.view
     key = (
-        f"{direction} {'planar' if view.planar else 'interleaved'} {view.N}x{view.C}x{view.S} "
-        f"groups {batch.groups} bytes {x.element_size()}"
+        f"{work}, {'planar' if view.planar else 'interleaved'} {view.N}x{view.C}x{view.S}, "
+        f"groups {batch.groups}, {str(x.dtype).removeprefix('torch.')}"
     )
-    if (found := tuning.kept(key, x.device)) is not None:
+    found = tuning.kept(key, x.device)
+    if found is not None and fits(found, batch, sms):
         return found
     if run is None or not tuning.is_asked_for():
         return own
@@ -100,6 +102,11 @@ class Launcher:
             "channels": view.C,
             "width": batch.width // self.align,
         }
+
+    def work(self, direction: str, residual: Tensor | None) -> str:
+        """Return what is done to the batch, in words: what its cut may depend on."""
+        steps = [direction, self.activation["ACTIVATION"], residual is not None and "residual"]
+        return " + ".join(step for step in [*steps, self.weights is not None and "mask"] if step)
 
     def at(self, prefix: str, tensor: Tensor | None) -> dict[str, int]:
         """Return the two steps of a tensor under the names that programs have for them."""
@@ -256,8 +263,7 @@ class Backward(Launcher):
         one = batch.groups == 1
         self.dweight = self.new(batch.view.C, dtype=kind) if one and needs.weight else None
         self.dbias = self.new(batch.view.C, dtype=kind) if one and needs.bias else None
-        self.sum_g, self.sum_g_xhat = self.numbers(2)
-        self.reduced = False
+        self.sums: list[Tensor] = []  # of g, and of g * xhat
         self.gradients: dict[str, Any] = {
             "dx": self.dx,
             "dresidual": self.dresidual,
@@ -274,21 +280,21 @@ class Backward(Launcher):
             **self.at("r", residual),
             **self.activation,
         }
-        self.sums: dict[str, Any] = {
-            "sum_g": self.sum_g,
-            "sum_g_xhat": self.sum_g_xhat,
-            "dweight": self.dweight,
-            "dbias": self.dbias,
-        }
 
     def reduce(self, cut: Cut) -> tuple[Tensor, Tensor]:
         """Return sum g and sum g * xhat."""
-        self.reduced = True
         self.launch(
             programs()[0].reduce_grad, cut,
-            **self.parts(cut, 2), **self.common, **self.sums,
+            **self.parts(cut, 2), **self.common, **self._new_sums(),
         )  # fmt: skip
-        return self.sum_g, self.sum_g_xhat
+        sum_g, sum_g_xhat = self.sums
+        return sum_g, sum_g_xhat
+
+    def _new_sums(self) -> dict[str, Any]:
+        """Return where the sums go, and the gradients that they are."""
+        self.sums = self.numbers(2)
+        names = dict(zip(("sum_g", "sum_g_xhat"), self.sums, strict=True))
+        return {**names, "dweight": self.dweight, "dbias": self.dbias}
 
     def apply(self, cut: Cut, sums: tuple[Tensor, Tensor] | None, count: Tensor | int) -> None:
         """Write dx and dresidual."""
@@ -304,17 +310,17 @@ class Backward(Launcher):
         if not cut.held:
             self.apply(cut, self.reduce(cut), count)
             return
-        self.reduced = True
         self.launch(
             programs()[1].backward, cut, CORRECTION=float(self.form.correction),
-            **self.parts(cut, 2), **counted(count), **self.common, **self.sums, **self.gradients,
+            **self.parts(cut, 2), **counted(count), **self.common, **self._new_sums(),
+            **self.gradients,
         )  # fmt: skip
 
     def channels(self) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients of weight and bias, as far as they were computed."""
-        if self.batch.groups == 1:
+        if self.batch.groups == 1 or not self.sums:
             return self.dweight, self.dbias
-        return (self.sum_g_xhat.sum(0), self.sum_g.sum(0)) if self.reduced else (None, None)
+        return self.sums[1].sum(0), self.sums[0].sum(0)
 
 
 def counts_of(count: Tensor | float, like: Tensor) -> Tensor | int:

@@ -92,6 +92,8 @@ def batch_of(
         return Batch(view, 1, view.N, view.N, (view.C,))
     if groups.number > 1 and view.outer[:1] != (groups.dim,):
         return None
+    if 8 * groups.number * view.C > _NEAR:  # the parts of their moments are counted by 32 bits
+        return None
     each = view.N // groups.examples if groups.number > 1 else view.N
     group = groups.size * each if groups.number > 1 else view.N
     most = max(groups.lengths()) * each if groups.number > 1 else view.N
@@ -144,14 +146,24 @@ def shared(batch: Batch, itemsize: int, sms: int, most: int) -> Cut | None:
         sms: Number of multiprocessors, which is that of the programs that can wait for each other.
         most: How many values a program may hold.
     """
-    columns = _power(batch.width)
-    if not batch.view.planar:
-        columns = min(columns, _RUN_BYTES // itemsize)
-    rows = most // columns
-    if rows < 1:
-        return None
-    programs = -(-batch.most // rows)
-    return Cut(rows, columns, programs, _warps(most), held=True) if 1 < programs <= sms else None
+    run = _power(batch.width)
+    runs = (run,) if batch.view.planar else (_RUN_BYTES // itemsize, _SECTOR_BYTES // itemsize)
+    for columns in (min(run, n) for n in runs):
+        rows = most // columns
+        programs = -(-batch.most // max(rows, 1))
+        if rows and 1 < programs <= sms:
+            return Cut(rows, columns, programs, _warps(most), held=True)
+    return None
+
+
+def fits(cut: Cut, batch: Batch, sms: int) -> bool:
+    """Return whether a batch can be cut so on a device."""
+    if min(cut[:4]) < 1 or any(n & (n - 1) for n in (cut.rows, cut.columns, cut.warps)):
+        return False
+    if not cut.held:
+        return True
+    whole = cut.rows * cut.programs >= batch.most
+    return whole and cut.programs <= sms and (not batch.view.planar or cut.columns >= batch.width)
 
 
 def _streaming(batch: Batch, itemsize: int, sms: int) -> Cut:

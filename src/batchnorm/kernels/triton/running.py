@@ -35,6 +35,10 @@ def follow(
         return False
     if running_mean.dtype not in TYPES or running_var.dtype not in TYPES:
         return False
+    if not running_mean.shape == running_var.shape == moments.m2.shape == mean.shape:
+        return False
+    if num_batches_tracked is not None and num_batches_tracked.numel() != 1:
+        return False
     move(running_mean, running_var, moments, momentum, num_batches_tracked)
     torch.autograd.graph.increment_version(kept)
     return True

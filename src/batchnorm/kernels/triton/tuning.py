@@ -1,5 +1,7 @@
 """Which cut of a batch was the fastest on this GPU: found when asked for, and kept in a file.
 
+There is a file for each GPU and version of Triton.
+
 With `BATCHNORM_TUNE=1` in the environment, the first call of each shape times all candidates. What
 was found is used in later runs as well, with the variable or without, so that the same batch gives
 the same bits in all of them. Without a file, every batch is cut as `plan` reckons.
@@ -12,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 
@@ -36,11 +39,12 @@ def folder() -> Path:
 @lru_cache(maxsize=16)
 def _file(device: torch.device) -> Path:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
-    return folder() / f"triton-{name.replace(' ', '-').replace('/', '-')}.json"
+    whole = f"triton-{import_module('triton').__version__}-{name}.json"
+    return folder() / whole.replace(" ", "-").replace("/", "-")
 
 
 @lru_cache(maxsize=16)
-def _table(device: torch.device) -> dict[str, Cut]:
+def table(device: torch.device) -> dict[str, Cut]:
     """Return what was tuned on a device; a file that cannot be read is as good as none."""
     try:
         read = json.loads(_file(device).read_text(encoding="utf-8"))
@@ -48,19 +52,19 @@ def _table(device: torch.device) -> dict[str, Cut]:
             str(key): Cut(int(rows), int(columns), int(programs), int(warps), bool(held))
             for key, (rows, columns, programs, warps, held) in read.items()
         }
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, ImportError):
         return {}
 
 
 def forget() -> None:
     """Read the files again when they are next needed."""
     _file.cache_clear()
-    _table.cache_clear()
+    table.cache_clear()
 
 
 def kept(key: str, device: torch.device) -> Cut | None:
     """Return the cut that was found for a batch, or None."""
-    return _table(device).get(key)
+    return table(device).get(key)
 
 
 def is_asked_for() -> bool:
@@ -89,7 +93,7 @@ def fastest(
             if cut == candidates[0]:
                 raise
     best = min(times, key=lambda cut: times[cut])
-    _table(device)[key] = best
+    table(device)[key] = best
     _save(device)
     return best
 
@@ -116,10 +120,10 @@ def _time(call: Callable[[], object], device: torch.device) -> float:
 
 def _save(device: torch.device) -> None:
     """Write the file, whole, with what other processes may have added to it in the meantime."""
-    path, found = _file(device), dict(_table(device))
-    _table.cache_clear()
-    merged = {**_table(device), **found}
-    _table(device).update(found)
+    path, found = _file(device), dict(table(device))
+    table.cache_clear()
+    merged = {**table(device), **found}
+    table(device).update(found)
     text = json.dumps({key: list(merged[key]) for key in sorted(merged)}, indent=1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,10 +11,19 @@ import triton.language as tl
 
 
 @triton.jit
+def expm1(z):
+    """Return exp(z) - 1, whose digits the subtraction would take where z is near 0."""
+    series = 1 + z / 13
+    for n in tl.static_range(12, 1, -1):
+        series = 1 + z / n * series
+    return tl.where(tl.abs(z) < 0.35, z * series, tl.exp(z) - 1)
+
+
+@triton.jit
 def tanh(z):
-    """Return the hyperbolic tangent, to the last digits of what is near 1."""
-    falling = tl.exp(-2 * tl.abs(z))
-    size = (1 - falling) / (1 + falling)
+    """Return the hyperbolic tangent."""
+    falling = expm1(-2 * tl.abs(z))
+    size = -falling / (2 + falling)
     return tl.where(z < 0, -size, size)
 
 
@@ -26,7 +35,7 @@ def activated(z, ACTIVATION: tl.constexpr, PARAMETER: tl.constexpr):
     elif ACTIVATION == "leaky_relu":
         z = tl.where(z > 0, z, z * PARAMETER)
     elif ACTIVATION == "elu":
-        z = tl.where(z > 0, z, (tl.exp(tl.where(z > 0, 0.0, z)) - 1) * PARAMETER)
+        z = tl.where(z > 0, z, expm1(tl.where(z > 0, 0.0, z)) * PARAMETER)
     elif ACTIVATION == "silu":
         z = z * tl.sigmoid(z)
     elif ACTIVATION == "gelu":

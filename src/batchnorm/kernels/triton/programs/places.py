@@ -73,6 +73,8 @@ def offsets_of(
     """Return where the places of a tile lie in a tensor."""
     if FAR:
         unit = unit.to(tl.int64)
+        row_step = tl.cast(row_step, tl.int64)
+        unit_step = tl.cast(unit_step, tl.int64)
     start = unit * COLUMNS
     if PLANAR:
         start = unit * (unit_step * ALIGN)
