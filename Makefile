@@ -27,7 +27,7 @@ large: $(READY) ## run the tests of batches over 2^31 elements, which take 20 GB
 	BATCHNORM_LARGE=1 $(BIN)/python -m pytest tests/kernels/test_native_large.py
 
 test-gpu: $(READY) ## run the tests of what runs on a GPU, on one
-	BATCHNORM_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/gpu tests/kernels/test_triton.py tests/kernels/test_contract.py tests/kernels/test_steps.py
+	BATCHNORM_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/gpu tests/kernels/test_triton.py tests/kernels/test_triton_plan.py tests/kernels/test_contract.py tests/kernels/test_steps.py
 
 check: $(READY) ## check format, lint, types and the documentation
 	$(BIN)/ruff format --check .
