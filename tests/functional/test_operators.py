@@ -368,7 +368,17 @@ class TestPlainOperations:
         assert recorder.operators == []
 
     def test_for_devices_without_kernels(self):
-        assert not operators.serve(torch.zeros(2, 3, device="meta"), True, True)
+        assert not operators.serve(torch.zeros(2, 3, device="meta"), Form(), True, True)
+
+    def test_for_a_gpu_calls_that_end_in_an_activation(self, monkeypatch):
+        monkeypatch.setattr(operators, "is_compiling", lambda: True)
+        monkeypatch.setattr(operators.triton, "takes", lambda x: x.device.type == "meta")
+        x = torch.zeros(2, 3, device="meta")
+        served = [
+            operators.serve(x, Form(activation=each), True, True)
+            for each in (None, Activation.parse("relu"))
+        ]
+        assert served == [False, True]
 
 
 @compiled_kernels

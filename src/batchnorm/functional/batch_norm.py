@@ -382,7 +382,7 @@ def normalize(
             )
             return found.y, found.moments
         forward = DIFFERENTIABLE.forward
-        if operators.serve(x, running is None or recorded, track):
+        if operators.serve(x, form, running is None or recorded, track):
             forward = operators.forward
         elif running is not None:
             if recorded and is_compiling():

@@ -20,7 +20,7 @@ from torch import Tensor
 from batchnorm import kernels
 from batchnorm.functional.autograd import gradients
 from batchnorm.functional.surroundings import in_backward, is_compiling, is_transformed
-from batchnorm.kernels import Activation, Form, Found, Given, Gradients, Needs
+from batchnorm.kernels import Activation, Form, Found, Given, Gradients, Needs, native, triton
 from batchnorm.moments import Moments, statistics_dtype
 
 _LIBRARY = torch.library.Library("batchnorm", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -41,23 +41,26 @@ _BACKWARD = (
 )
 
 
-def serve(x: Tensor, training: bool, track: bool) -> bool:
+def serve(x: Tensor, form: Form, training: bool, track: bool) -> bool:
     """Return whether the operators serve a batch that is traced, and not plain operations.
 
-    They do where `torch.compile` traces a training step and there are kernels, which read memory
-    less often than what it makes of plain operations. Inference by running statistics is one pass
-    either way, which it fuses with what stands around it. An exported graph that predicts must run
-    without this package, so there they serve only what tracks statistics. What is transformed has
-    to be plain, and so have batches of subclasses that take operations apart themselves.
+    They do where `torch.compile` traces a training step and there are kernels: on a CPU these are
+    faster than what it makes of plain operations. For a GPU it fuses well, so that there they serve
+    calls that end in an activation, after which little is left to fuse. Inference by running
+    statistics is one pass either way, which it fuses with what stands around it. An exported graph
+    that predicts must run without this package, so there they serve only what tracks statistics.
+    What is transformed has to be plain, and so have batches of subclasses that take operations
+    apart themselves.
 
     Args:
         x: The batch.
+        form: Of the call.
         training: Whether a gradient is recorded, or the batch's own moments normalize it.
         track: Whether running statistics will follow the moments.
     """
     return (
         (track if torch.compiler.is_exporting() else training and is_compiling())
-        and kernels.are_there(x)
+        and (native.takes(x) or (form.activation is not None and triton.takes(x)))
         and not is_transformed()
         and not hasattr(type(x), "__tensor_flatten__")
     )
