@@ -279,7 +279,7 @@ def test_far_places_are_found_by_64_bits(order, monkeypatch):
     assert torch.equal(near[1].x, far[1].x)
 
 
-def test_steps_over_31_bits_reach_as_far(monkeypatch):
+def test_steps_over_31_bits_reach_as_far():
     """A step is given divided by 8, and fits in 31 bits then; its multiples do not."""
     from kernels.pieces import offset_of
 

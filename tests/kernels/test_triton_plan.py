@@ -29,6 +29,7 @@ def test_what_was_tuned_for_another_gpu_is_not_used(cache, monkeypatch):
     batch = launches.seen(x, Form())
     own = launches.cut_of(batch, x, "forward")
     for wrong in (Cut(16, 16, 64, 1, True), Cut(3, 16, 1, 1), Cut(8, 16, 1, 1, True)):
+        tuning.table(x.device)["any"] = wrong  # or else nobody asks
         monkeypatch.setattr(tuning, "kept", lambda *_, wrong=wrong: wrong)
         assert launches.cut_of(batch, x, "forward") == own
 
@@ -56,6 +57,15 @@ def test_a_cut_covers_the_batch_and_can_be_launched(layout, size):
                 assert cut.rows * cut.programs >= batch.most
                 assert cut.columns >= batch.width or not batch.view.planar
                 assert cut.programs <= 132
+
+
+@pytest.mark.parametrize(
+    ("shape", "held"),
+    [((128, 512, 7, 7), True), ((256, 512, 7, 7), False), ((512, 64), True), ((4096, 64), False)],
+)
+def test_what_fits_in_the_registers_of_a_program_is_held(shape, held):
+    batch = plan.batch_of(shape, torch.empty(shape, device="meta").stride(), 1, None)
+    assert plan.reckoned(batch, 2, 132, plan.HELD).held == held
 
 
 def test_bytes_are_loaded_sixteen_at_a_time_where_they_can_be():

@@ -16,14 +16,6 @@ import triton.language as tl
 
 
 @triton.jit
-def work_of(item, splits, channels, PLANAR: tl.constexpr, COLUMNS: tl.constexpr):
-    """Return unit, split and group of a program; neighbours have neighbouring channels."""
-    units = channels if PLANAR else tl.cdiv(channels, COLUMNS)
-    rest = item // units
-    return item % units, rest % splits, rest // splits
-
-
-@triton.jit
 def channels_of(unit, PLANAR: tl.constexpr, COLUMNS: tl.constexpr):
     """Return the channels of a program, (1, W)."""
     if PLANAR:
@@ -41,14 +33,29 @@ def rows_of(g, rows, group, groups):
 
 
 @triton.jit
-def runs_of(unit, width, PLANAR: tl.constexpr, COLUMNS: tl.constexpr, ALIGN: tl.constexpr):
-    """Return how long a program's part of a run is, and how many tiles lie side by side in it."""
+def share_of(
+    splits, rows, group, groups, channels, width,
+    PLANAR: tl.constexpr, ALIGN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Return what is a program's own, where `splits` of them share the tiles of a unit and group.
+
+    That is unit, split and group; its channels, and which of them there are; the first row of its
+    group and the one after the last; how long its part of a run is; how many tiles lie side by side
+    in that, and how many there are in all. Neighbours have neighbouring channels.
+    """
+    units = channels if PLANAR else tl.cdiv(channels, COLUMNS)
+    item = tl.program_id(0)
+    unit, rest = item % units, item // units
+    split, g = rest % splits, rest // splits
+    channel = channels_of(unit, PLANAR, COLUMNS)
+    first, end = rows_of(g, rows, group, groups)
     length = width * ALIGN
     blocks = tl.cdiv(length, COLUMNS)
     if not PLANAR:
         length -= unit * COLUMNS
         blocks = 1
-    return length, blocks
+    tiles = tl.cdiv(end - first, ROWS) * blocks
+    return unit, split, g, channel, channel < channels, first, end, length, blocks, tiles
 
 
 @triton.jit

@@ -31,14 +31,11 @@ from batchnorm.kernels.triton.programs.arithmetic import (
     through_moments,
 )
 from batchnorm.kernels.triton.programs.places import (
-    channels_of,
     number_of,
     offsets_of,
-    rows_of,
-    runs_of,
+    share_of,
     tile_of,
     weights_of,
-    work_of,
 )
 
 #: How many tiles are on their way while one is worked on, and that one.
@@ -54,11 +51,9 @@ def collect(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
     """Write mean, inverse_std and m2 of every group and channel, and the counts of the groups."""
-    unit, split, g = work_of(tl.program_id(0), splits, channels, PLANAR, COLUMNS)
-    channel = channels_of(unit, PLANAR, COLUMNS)
-    first, end = rows_of(g, rows, group, groups)
-    length, blocks = runs_of(unit, width, PLANAR, COLUMNS, ALIGN)
-    tiles = tl.cdiv(end - first, ROWS) * blocks
+    unit, split, g, channel, here, first, end, length, blocks, tiles = share_of(
+        splits, rows, group, groups, channels, width, PLANAR, ALIGN, ROWS, COLUMNS
+    )
 
     # the mean of the first tile that has any weight is near enough to all of them
     shift = over_positions(tl.zeros([ROWS, COLUMNS], ACC), PLANAR)
@@ -99,7 +94,6 @@ def collect(
     if weights is None:
         count += number.to(ACC)
 
-    here = channel < channels
     plane = groups * splits * channels
     own = parts + (g * splits).to(tl.int64) * channels + channel
     keep_moments(
@@ -133,12 +127,9 @@ def normalize(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Write y; with a running variance, also the mean and inverse_std that were used."""
-    unit, split, g = work_of(tl.program_id(0), splits, channels, PLANAR, COLUMNS)
-    channel = channels_of(unit, PLANAR, COLUMNS)
-    here = channel < channels
-    first, end = rows_of(g, rows, group, groups)
-    length, blocks = runs_of(unit, width, PLANAR, COLUMNS, ALIGN)
-    tiles = tl.cdiv(end - first, ROWS) * blocks
+    unit, split, g, channel, here, first, end, length, blocks, tiles = share_of(
+        splits, rows, group, groups, channels, width, PLANAR, ALIGN, ROWS, COLUMNS
+    )
 
     if running_var is None:
         middle = tl.load(mean + g * channels + channel, here, 0.0).to(tl.float64)
@@ -178,12 +169,9 @@ def reduce_grad(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
     """Write sum g and sum g * xhat of every group and channel, and likewise dbias and dweight."""
-    unit, split, g = work_of(tl.program_id(0), splits, channels, PLANAR, COLUMNS)
-    channel = channels_of(unit, PLANAR, COLUMNS)
-    here = channel < channels
-    first, end = rows_of(g, rows, group, groups)
-    length, blocks = runs_of(unit, width, PLANAR, COLUMNS, ALIGN)
-    tiles = tl.cdiv(end - first, ROWS) * blocks
+    unit, split, g, channel, here, first, end, length, blocks, tiles = share_of(
+        splits, rows, group, groups, channels, width, PLANAR, ALIGN, ROWS, COLUMNS
+    )
     middle = tl.load(mean + g * channels + channel, here, 0.0)
     inverse = tl.load(inverse_std + g * channels + channel, here, 0.0)
     near, scale, shift = scale_and_shift(middle, inverse, weight, bias, channel, here, ACC)
@@ -233,12 +221,9 @@ def apply_grad(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Write dx and dresidual; without the sums, as if the moments did not depend on x."""
-    unit, split, g = work_of(tl.program_id(0), splits, channels, PLANAR, COLUMNS)
-    channel = channels_of(unit, PLANAR, COLUMNS)
-    here = channel < channels
-    first, end = rows_of(g, rows, group, groups)
-    length, blocks = runs_of(unit, width, PLANAR, COLUMNS, ALIGN)
-    tiles = tl.cdiv(end - first, ROWS) * blocks
+    unit, split, g, channel, here, first, end, length, blocks, tiles = share_of(
+        splits, rows, group, groups, channels, width, PLANAR, ALIGN, ROWS, COLUMNS
+    )
     of = g * channels + channel
     middle = tl.load(mean + of, here, 0.0)
     inverse = tl.load(inverse_std + of, here, 0.0)
