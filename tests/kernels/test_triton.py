@@ -216,9 +216,10 @@ def test_a_far_off_first_value_costs_no_digits():
     np.testing.assert_allclose(as_numpy(found.m2), expected.m2, rtol=1e-6)
 
 
-def test_padding_in_front_costs_no_digits():
+@pytest.mark.parametrize("mean", [1e6, -1e6])
+def test_padding_in_front_costs_no_digits(mean):
     """Whole programs see nothing that counts, and a NaN where nothing does."""
-    x = torch.randn(400, 4, 40) + 1e6
+    x = torch.randn(400, 4, 40) + mean
     mask = torch.ones(400, 1, 40)
     mask[:300] = 0
     x[:300] = torch.nan
